@@ -3,8 +3,10 @@
 Encoding a word means to begin with its bytes and to merge, again and again, the neighbouring pair
 that was learnt first, until no pair of neighbours is a token. Three observations make it fast.
 
-First, most words are tokens: with 86,400 tokens, 98 of 100 words of source code. For a token as a
-word the merging would end at the token itself, so one look into a hash table replaces it.
+First, most words are tokens: with 86,400 tokens, 97 or 98 of 100 words. For a token as a word the
+merging would end at the token itself, so one look into a hash table replaces it. The table is too
+large for the processor's nearest caches, so what a word will need from it is asked for some words
+ahead.
 
 Second, the words that are not tokens repeat too. What they became is remembered in a small table
 where a word overwrites whichever word had its place before.
@@ -21,59 +23,90 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import Integer, inner, kernel, load_byte, load_word, same_bytes
+from strata.tokenizer.memory import (
+    Integer,
+    Word,
+    inner,
+    kernel,
+    load_byte,
+    load_word,
+    prefetch,
+    same_bytes,
+    store_word,
+)
 
 NONE = -1
 ID_BITS = 21
 MAX_IDS = 1 << ID_BITS
 NO_MERGE = 1 << 30  # greater than any id
+MIXER, THIRTY_TWO = Word(0x9E3779B97F4A7C15), Word(32)
+WORDS_AHEAD = 8
+EXACT_BYTES = 16  # words up to this length are equal if hash, last eight bytes and length are
 LONG_WORD = 64  # bytes, from which on a word is merged with a heap
-KNOWN_PLACES = 1 << 14  # how many words are remembered
-KNOWN_BYTES = 32  # the longest word that is remembered
-KNOWN_IDS = 8  # and the most tokens it may have
+KNOWN_PLACES = 1 << 15  # how many words are remembered, of at most EXACT_BYTES
+KNOWN_IDS = 5  # and the most tokens one may have, so that a row fills 64 bytes
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer's tables. A free slot of a hash table holds -1."""
+    """A tokenizer's tables. Lengths are of plain tokens; special and unused ids have 0.
+
+    A free row of `table` has 0 in its third column, a free slot of `merges` holds -1.
+    """
 
     text: NDArray[np.uint8]  # the bytes of token i are text[starts[i] : starts[i + 1]]
     starts: NDArray[np.int64]
-    table: NDArray[np.int64]  # (slots, 2): the hash of a token's bytes; length << 32 | id
+    table: NDArray[np.int64]  # rows of (hash, last eight bytes, length << 32 | id, start in text)
     byte_ids: NDArray[np.int64]  # (256,): the token of each byte
+    byte_pairs: NDArray[np.int64]  # (65536,): the token of each two bytes, or NO_MERGE
     merges: NDArray[np.int64]  # (slots,): left id << 42 | right id << 21 | what they become
 
 
 class Workspace(NamedTuple):
     """What one thread needs while it encodes: the words it remembers, and room for one merge."""
 
-    known: NDArray[np.int64]  # (places, 6): hash; length << 32 | number of ids; 32 bytes of text
-    known_ids: NDArray[np.uint32]  # (places, KNOWN_IDS)
+    known: NDArray[np.int64]  # rows of (hash, last eight bytes, length << 32 | n, n ids)
     ranks: NDArray[np.int64]  # (LONG_WORD,): what a part and its right neighbour would become
 
 
 def new_workspace() -> Workspace:
     """A workspace that remembers no words yet."""
     return Workspace(
-        known=np.zeros((KNOWN_PLACES, 2 + KNOWN_BYTES // 8), dtype=np.int64),
-        known_ids=np.zeros((KNOWN_PLACES, KNOWN_IDS), dtype=np.uint32),
+        known=np.zeros((KNOWN_PLACES, 3 + KNOWN_IDS), dtype=np.int64),
         ranks=np.empty(LONG_WORD, dtype=np.int64),
     )
 
 
 @kernel
-def fill_table(
-    lengths: NDArray[np.int64], hashes: NDArray[np.int64], table: NDArray[np.int64]
-) -> None:
-    """Puts tokens, given by length and hash of their bytes, into the table; empty ones stay out."""
+def fill_table(vocabulary: Vocabulary, lengths: NDArray[np.int64], hashes: NDArray[np.int64]) -> None:
+    """Puts the tokens, whose hashes these are, into `table`.
+
+    The first come nearest to where they are looked for, and the first tokens are the frequent ones.
+    """
+    table, text = vocabulary.table, vocabulary.text
     mask = len(table) - 1
     for token in range(len(hashes)):
-        length = lengths[token]
+        length, start = lengths[token], vocabulary.starts[token]
         if length > 0:
             slot = hashes[token] & mask
-            while table[slot, 1] != NONE:
+            while table[slot, 2] != 0:
                 slot = (slot + 1) & mask
             table[slot, 0] = hashes[token]
-            table[slot, 1] = length << 32 | token
+            table[slot, 1] = last_bytes(text.ctypes.data + start, length)
+            table[slot, 2] = length << 32 | token
+            table[slot, 3] = start
+
+
+@inner
+def last_bytes(address: int, length: int) -> np.int64:
+    """The last eight bytes of a word that is longer than that, else 0."""
+    return np.int64(load_word(address + length - 8)) if length > 8 else np.int64(0)
+
+
+@inner
+def merge_slot(key: int, merges: NDArray[np.int64]) -> np.int64:
+    """Where the search for a pair of tokens begins."""
+    mixed = Word(key) * MIXER
+    return np.int64(mixed ^ mixed >> THIRTY_TWO) & (len(merges) - 1)
 
 
 @inner
@@ -81,8 +114,7 @@ def merged_id(left: Integer, right: Integer, merges: NDArray[np.int64]) -> int:
     """The token that two tokens become, or NO_MERGE."""
     mask = len(merges) - 1
     key = left << ID_BITS | right
-    mixed = key * -0x61C8864680B583EB
-    slot = (mixed ^ mixed >> 32) & mask
+    slot = merge_slot(key, merges)
     while merges[slot] != NONE:
         if merges[slot] >> ID_BITS == key:
             token: int = merges[slot] & (MAX_IDS - 1)
@@ -96,8 +128,7 @@ def add_merge(left: Integer, right: Integer, token: int, merges: NDArray[np.int6
     """Lets `left` and `right` become `token` from now on."""
     mask = len(merges) - 1
     key = left << ID_BITS | right
-    mixed = key * -0x61C8864680B583EB
-    slot = (mixed ^ mixed >> 32) & mask
+    slot = merge_slot(key, merges)
     while merges[slot] != NONE:
         slot = (slot + 1) & mask
     merges[slot] = key << ID_BITS | token
@@ -111,7 +142,7 @@ def find_merges(
     ids: NDArray[np.uint32],
     workspace: Workspace,
 ) -> int:
-    """Finds of which two tokens each token is made, and fills `merges` with that.
+    """Finds of which two tokens each token is made, and fills `merges` and `byte_pairs` with that.
 
     A token is made of the two parts that remain when its bytes are merged with all tokens before
     it. parts: (n_tokens, 2), written, -1 for bytes. Returns the first token that does not come down
@@ -128,6 +159,8 @@ def find_merges(
             parts[token, 0] = ids[at]
             parts[token, 1] = ids[at + 1]
             add_merge(parts[token, 0], parts[token, 1], token, vocabulary.merges)
+            if length == 2:
+                vocabulary.byte_pairs[load_byte(address) << 8 | load_byte(address + 1)] = token
     return NONE
 
 
@@ -143,48 +176,48 @@ def encode_words(
     n_ids: int,
 ) -> int:
     """Writes the ids of the words that end at `ends` to ids[n_ids:]. Returns the new n_ids."""
-    table, known, known_ids = vocabulary.table, workspace.known, workspace.known_ids
-    mask = len(table) - 1
+    table, known = vocabulary.table, workspace.known
+    mask, known_mask = len(table) - 1, len(known) - 1
+    text = vocabulary.text.ctypes.data
     for i in range(len(ends)):
+        if i + WORDS_AHEAD < len(ends):
+            prefetch(table.ctypes.data + 32 * (hashes[i + WORDS_AHEAD] & mask))
         address = source.ctypes.data + start
         length = ends[i] - start
         start = ends[i]
-        slot = hashes[i] & mask
-        found = False
-        while table[slot, 1] != NONE:
-            if table[slot, 0] == hashes[i] and table[slot, 1] >> 32 == length:
-                token = table[slot, 1] & 0xFFFFFFFF
-                if same_bytes(
-                    address, vocabulary.text.ctypes.data + vocabulary.starts[token], length
-                ):
-                    ids[n_ids] = token
-                    n_ids += 1
-                    found = True
-                    break
+        word_hash, word_end = hashes[i], last_bytes(address, length)
+        slot = word_hash & mask
+        while table[slot, 2] != 0 and (
+            table[slot, 0] != word_hash
+            or table[slot, 1] != word_end
+            or table[slot, 2] >> 32 != length
+            or (length > EXACT_BYTES and not same_bytes(address, text + table[slot, 3], length))
+        ):
             slot = (slot + 1) & mask
-        if found:
+        if table[slot, 2] != 0:
+            ids[n_ids] = table[slot, 2] & 0xFFFFFFFF
+            n_ids += 1
             continue
 
-        place = hashes[i] & (len(known) - 1)
-        place_text = known.ctypes.data + (6 * place + 2) * 8
+        place = (word_hash >> 20) & known_mask
         if (
-            known[place, 0] == hashes[i]
-            and known[place, 1] >> 32 == length
-            and same_bytes(address, place_text, length)
+            known[place, 0] == word_hash
+            and known[place, 1] == word_end
+            and known[place, 2] >> 32 == length
+            and length <= EXACT_BYTES
         ):
-            for j in range(known[place, 1] & 0xFFFFFFFF):
-                ids[n_ids + j] = known_ids[place, j]
-            n_ids += known[place, 1] & 0xFFFFFFFF
+            for j in range(known[place, 2] & 0xFFFFFFFF):
+                ids[n_ids] = known[place, 3 + j]
+                n_ids += 1
             continue
 
         count = merge_word(address, length, vocabulary, ids, n_ids, workspace)
-        if length <= KNOWN_BYTES and count <= KNOWN_IDS:
-            known[place, 0] = hashes[i]
-            known[place, 1] = length << 32 | count
+        if length <= EXACT_BYTES and count <= KNOWN_IDS:
+            known[place, 0] = word_hash
+            known[place, 1] = word_end
+            known[place, 2] = length << 32 | count
             for j in range(count):
-                known_ids[place, j] = ids[n_ids + j]
-            for j in range((length + 7) >> 3):
-                known[place, 2 + j] = load_word(address + 8 * j)
+                known[place, 3 + j] = ids[n_ids + j]
         n_ids += count
     return n_ids
 
@@ -207,7 +240,7 @@ def merge_word(
 
     n_parts = length
     for i in range(n_parts - 1):
-        ranks[i] = merged_id(np.int64(ids[at + i]), np.int64(ids[at + i + 1]), merges)
+        ranks[i] = vocabulary.byte_pairs[load_byte(address + i) << 8 | load_byte(address + i + 1)]
     while n_parts > 1:
         best = 0
         for i in range(1, n_parts - 1):
@@ -328,9 +361,14 @@ def decoded_length(ids: NDArray[np.int64], vocabulary: Vocabulary) -> int:
 
 @kernel
 def decode_ids(ids: NDArray[np.int64], vocabulary: Vocabulary, output: NDArray[np.uint8]) -> None:
-    """Writes the bytes of the tokens one after another to `output`."""
-    position = 0
+    """Writes the bytes of the tokens one after another to `output`, which has PADDING to spare.
+
+    Eight bytes at a time: what is written beyond a token's end, the next token overwrites.
+    """
+    address = output.ctypes.data
+    text = vocabulary.text.ctypes.data
     for i in range(len(ids)):
-        for j in range(vocabulary.starts[ids[i]], vocabulary.starts[ids[i] + 1]):
-            output[position] = vocabulary.text[j]
-            position += 1
+        start, end = vocabulary.starts[ids[i]], vocabulary.starts[ids[i] + 1]
+        for at in range(start, end, 8):
+            store_word(address + at - start, load_word(text + at))
+        address += end - start

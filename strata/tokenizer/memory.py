@@ -19,13 +19,15 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Integer = int | np.int64  # kernels know no other: NumPy's when they say np.int64, else Python's
 
+Word = np.uint64  # eight bytes, the first lowest; unsigned, so that sums may overflow
+HIGH_BITS, LOW_BITS = Word(0x8080808080808080), Word(0x7F7F7F7F7F7F7F7F)
 PADDING = 8  # so that eight bytes can be read from the address of any byte of the text
 
 
@@ -49,6 +51,11 @@ def compiled(function: Function, **options: Any) -> Function:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:
         return cast(Function, numba.njit(**options)(function))
+
+
+def repeated(byte: int) -> Word:
+    """A word of eight such bytes."""
+    return Word(byte * 0x0101010101010101)
 
 
 def text_bytes(text: str) -> bytes:
@@ -77,14 +84,58 @@ def _load_word(typing_context: Any, address: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
         return builder.load(pointer, align=1)
 
-    return types.int64(types.int64), generate
+    return types.uint64(types.int64), generate
+
+
+def _store_word(typing_context: Any, address: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        builder.store(arguments[1], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.uint64), generate
+
+
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, nowhere = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [nowhere, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        pointer = builder.inttoptr(arguments[0], nowhere)
+        builder.call(fetch, [pointer, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+def _trailing_zeros(typing_context: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(0))
+
+    return types.int64(types.uint64), generate
+
+
+def _leading_zeros(typing_context: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.IntType(1)(0))
+
+    return types.int64(types.uint64), generate
 
 
 # What Python cannot say, said in LLVM's terms.
 load_byte = cast(Callable[[int], int], intrinsic(_load_byte))
 """load_byte(address) -> the byte at this address, 0 to 255."""
-load_word = cast(Callable[[int], int], intrinsic(_load_word))
+load_word = cast(Callable[[int], Word], intrinsic(_load_word))
 """load_word(address) -> the eight bytes from this address on as an int64, first byte lowest."""
+
+store_word = cast(Callable[[int, Word], None], intrinsic(_store_word))
+"""store_word(address, word): writes what `load_word` would read."""
+prefetch = cast(Callable[[int], None], intrinsic(_prefetch))
+"""prefetch(address): asks the memory for what will be read there soon."""
+leading_zeros = cast(Callable[[Word], int], intrinsic(_leading_zeros))
+"""leading_zeros(word) -> the number of its highest bits that are 0; 64 of the word 0."""
+trailing_zeros = cast(Callable[[Word], int], intrinsic(_trailing_zeros))
+"""trailing_zeros(word) -> the number of its lowest bits that are 0; 64 of the word 0."""
 
 
 @inner

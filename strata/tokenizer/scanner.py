@@ -13,9 +13,10 @@ strata    cl100k with two changes, both to numbers. Groups of at most two digits
           to learn rather than 1,110, so that a small model meets each of them often. And a space
           leads a number as it leads a word: `x = 1` is three words, not four.
 
-All three are one procedure with a few switches (`Rules`). It reads UTF-8 directly and never goes
-back more than one run of white space, which makes it some forty times faster than the regular
-expressions, kept below for the exported formats and for the tests, which compare the two.
+All three are one procedure with a few switches (`Rules`). It reads UTF-8 directly, looks at eight
+bytes at a time where they are likely to be letters or spaces, and never goes back more than one run
+of white space. The regular expressions that it stands for are kept below: files for other programs
+need them, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -28,11 +29,33 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import inner, kernel, load_byte, load_word, padded, text_bytes
+from strata.tokenizer.memory import (
+    HIGH_BITS,
+    LOW_BITS,
+    Word,
+    inner,
+    kernel,
+    load_byte,
+    load_word,
+    padded,
+    repeated,
+    text_bytes,
+    trailing_zeros,
+)
 
 # What a character is to the patterns: see scripts/unicode_table.py, which made the table.
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)
 NOTHING = 5  # beyond the end of the text
+
+# What the comparisons of eight bytes at once and the hash need.
+SPACES, FROM_A, BEYOND_Z = repeated(0x20), repeated(0x80 - ord("a")), repeated(0x7F - ord("z"))
+ZERO, SEVEN, THIRTY_TWO = Word(0), Word(7), Word(32)
+FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
+MIXER, OTHER_MIXER = Word(0x9E3779B97F4A7C15), Word(0x2545F4914F6CDD1D)  # odd, half of the bits set
+
+
+# The ASCII characters but the space that may lead letters and nothing else; `'` begins contractions.
+LEADS = np.array([32 != c < 128 and chr(c) not in "\r\n'0123456789" for c in range(256)])
 
 
 class Rules(NamedTuple):
@@ -114,38 +137,53 @@ def find_words(
     position = base + start
     n_words = 0
     while position < stop and n_words < len(ends):
-        first, width = character_at(position)
-        kind = classes[first]
-        after = position + width
-        next_kind = NOTHING
-        if after < stop:
-            next_kind = classes[character_at(after)[0]]
-        space_leads = first == 0x20
-
-        if kind == LETTER:
-            end = run_end(after, stop, classes, LETTER)
-        elif first == 0x27 and contraction_end(after, stop, rules.any_case) > after:
-            end = contraction_end(after, stop, rules.any_case)
-        elif next_kind == LETTER and (
-            space_leads or (rules.any_leads_letters and kind != NUMBER and kind != NEWLINE)
-        ):
-            end = run_end(after, stop, classes, LETTER)
-        elif kind == NUMBER:
-            end = number_end(position, stop, classes, rules.digits)
-        elif next_kind == NUMBER and space_leads and rules.space_leads_number:
-            end = number_end(after, stop, classes, rules.digits)
-        elif kind == OTHER or (next_kind == OTHER and space_leads):
-            end = run_end(after, stop, classes, OTHER)
-            if rules.newlines_follow_other:
-                end = run_end(end, stop, classes, NEWLINE)
+        # Most words are ASCII letters, led perhaps by one other character.
+        letters = np.int64(letter_bits(load_word(position)) >> SEVEN)
+        first = load_byte(position)
+        if letters & 1:
+            end = letters_end(position, stop, classes)
+        elif letters & 0x100 and (first == 0x20 or (rules.any_leads_letters and LEADS[first])):
+            end = letters_end(position + 1, stop, classes)
         else:
-            end = white_space_end(position, stop, classes, rules.break_after_newline)
-
+            end = word_end(position, stop, rules, classes)
         ends[n_words] = end - base
         hashes[n_words] = hash_bytes(position, end - position)
         n_words += 1
         position = end
     return n_words, position - base
+
+
+@inner
+def word_end(position: int, stop: int, rules: Rules, classes: NDArray[np.uint8]) -> int:
+    """Where the word ends that begins at `position`, whatever its characters are."""
+    first, width = character_at(position)
+    kind = classes[first]
+    after = position + width
+    next_kind = NOTHING
+    if after < stop:
+        next_kind = classes[character_at(after)[0]]
+    space_leads = first == 0x20
+
+    if kind == LETTER:
+        return letters_end(after, stop, classes)
+    if first == 0x27:
+        end = contraction_end(after, stop, rules.any_case)
+        if end > after:
+            return end
+    if next_kind == LETTER and (
+        space_leads or (rules.any_leads_letters and kind != NUMBER and kind != NEWLINE)
+    ):
+        return letters_end(after, stop, classes)
+    if kind == NUMBER:
+        return number_end(position, stop, classes, rules.digits)
+    if next_kind == NUMBER and space_leads and rules.space_leads_number:
+        return number_end(after, stop, classes, rules.digits)
+    if kind == OTHER or (next_kind == OTHER and space_leads):
+        end = run_end(after, stop, classes, OTHER)
+        if rules.newlines_follow_other:
+            end = run_end(end, stop, classes, NEWLINE)
+        return end
+    return white_space_end(position, stop, classes, rules.break_after_newline)
 
 
 @inner
@@ -162,6 +200,46 @@ def character_at(address: int) -> tuple[int, int]:
         return (first & 0x0F) << 12 | second << 6 | third, 3
     fourth = load_byte(address + 3) & 0x3F
     return (first & 0x07) << 18 | second << 12 | third << 6 | fourth, 4
+
+
+@inner
+def letter_bits(word: Word) -> Word:
+    """The highest bit of every byte of `word` that is an ASCII letter, all other bits 0.
+
+    Eight bytes are compared at once: adding 0x1F carries a byte into its highest bit from `a` on,
+    adding 0x05 from the one after `z` on, and no sum of seven bits runs into the next byte.
+    """
+    low = (word | SPACES) & LOW_BITS  # capitals become small
+    return (low + FROM_A) & ~(low + BEYOND_Z) & ~word & HIGH_BITS
+
+
+@inner
+def letters_end(address: int, stop: int, classes: NDArray[np.uint8]) -> int:
+    """Where the letters that start at `address` end."""
+    while True:
+        others = letter_bits(load_word(address)) ^ HIGH_BITS
+        address += trailing_zeros(others) >> 3  # by eight if there is none
+        if address >= stop:
+            return stop
+        if others == ZERO:
+            continue
+        character, width = character_at(address)
+        if character < 0x80 or classes[character] != LETTER:
+            return address
+        address += width
+
+
+@inner
+def spaces_end(address: int, stop: int) -> int:
+    """Where the spaces (U+0020) that start at `address` end."""
+    while True:
+        word = load_word(address) ^ SPACES  # a space becomes a byte of zeros
+        others = (((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS
+        address += trailing_zeros(others) >> 3
+        if address >= stop:
+            return stop
+        if others != ZERO:
+            return address
 
 
 @inner
@@ -208,6 +286,9 @@ def white_space_end(
         address += width
         if classes[character] == NEWLINE:
             after_newline = address
+        elif character == 0x20:
+            address = spaces_end(address, stop)
+            last = address - 1
     if address == stop:
         return address
     if break_after_newline and after_newline > begin:
@@ -238,22 +319,20 @@ def contraction_end(address: int, stop: int, any_case: bool) -> int:
 
 
 @inner
-def hash_bytes(address: int, length: int) -> int:
-    """A 64-bit hash. Up to eight bytes it is one to one: equal hash and length mean equal bytes."""
-    if length <= 8:
-        word = load_word(address)
-        if length < 8:
-            word &= (1 << 8 * length) - 1
-        mixed = word * -0x61C8864680B583EB
-    else:
-        mixed = length
+def hash_bytes(address: int, length: int) -> np.int64:
+    """A 64-bit hash of a word.
+
+    Words of up to eight bytes with equal hash and length are equal; so are those of up to sixteen
+    whose last eight bytes are equal too.
+    """
+    mixed = (load_word(address) & FIRST_BYTES[min(length, 8)]) * MIXER
+    if length > 8:
         last = address + length - 8
-        while address < last:
-            mixed = (mixed ^ load_word(address)) * -0x61C8864680B583EB
-            mixed ^= (mixed >> 29) & 0x7FFFFFFFF
-            address += 8
-        mixed = (mixed ^ load_word(last)) * -0x61C8864680B583EB
-    return mixed ^ ((mixed >> 32) & 0xFFFFFFFF)
+        for between in range(address + 8, last, 8):
+            mixed = (mixed ^ load_word(between)) * MIXER
+            mixed ^= mixed >> THIRTY_TWO
+        mixed = (mixed ^ load_word(last) * OTHER_MIXER ^ Word(length)) * MIXER
+    return np.int64(mixed ^ mixed >> THIRTY_TWO)
 
 
 @kernel

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.tokenizer import encoder, formats
-from strata.tokenizer.memory import padded, text_bytes
+from strata.tokenizer.memory import PADDING, padded, text_bytes
 from strata.tokenizer.scanner import (
     RULES,
     character_classes,
@@ -64,11 +64,15 @@ class Tables:
         n_slots = 1 << (2 * len(tokens) - 1).bit_length()
         hashes = np.empty(len(tokens), dtype=np.int64)
         hash_words(text, starts, hashes)
-        table = np.full((n_slots, 2), encoder.NONE, dtype=np.int64)
-        encoder.fill_table(lengths, hashes, table)
-
-        merges = np.full(n_slots, encoder.NONE, dtype=np.int64)
-        self.vocabulary = encoder.Vocabulary(text, starts, table, byte_ids, merges)
+        self.vocabulary = encoder.Vocabulary(
+            text=text,
+            starts=starts,
+            table=np.zeros((n_slots, 4), dtype=np.int64),
+            byte_ids=byte_ids,
+            byte_pairs=np.full(1 << 16, encoder.NO_MERGE, dtype=np.int64),
+            merges=np.full(n_slots, encoder.NONE, dtype=np.int64),
+        )
+        encoder.fill_table(self.vocabulary, lengths, hashes)
         self.parts = np.full((len(tokens), 2), encoder.NONE, dtype=np.int64)
         ids = np.empty(len(text), dtype=np.uint32)
         unreachable = encoder.find_merges(
@@ -353,9 +357,9 @@ class Tokenizer:
                 f"{array[-1 - length]} (at position {-1 - length}) is no token of this vocabulary "
                 f"of {self.vocab_size}"
             )
-        output = np.empty(length, dtype=np.uint8)
+        output = np.empty(length + PADDING, dtype=np.uint8)
         encoder.decode_ids(array, vocabulary, output)
-        return output.tobytes()
+        return output[:length].tobytes()
 
 
 def merge_steps(word: str, ranks: Mapping[bytes, int]) -> list[list[bytes]]:
