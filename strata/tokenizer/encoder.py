@@ -34,6 +34,7 @@ from strata.tokenizer.memory import (
     same_bytes,
     store_word,
 )
+from strata.tokenizer.scanner import Rules, find_words, hash_bytes
 
 NONE = -1
 ID_BITS = 21
@@ -42,8 +43,10 @@ NO_MERGE = 1 << 30  # greater than any id
 MIXER, THIRTY_TWO = Word(0x9E3779B97F4A7C15), Word(32)
 WORDS_AHEAD = 8
 EXACT_BYTES = 16  # words up to this length are equal if hash, last eight bytes and length are
-LONG_WORD = 64  # bytes, from which on a word is merged with a heap
-KNOWN_PLACES = 1 << 15  # how many words are remembered, of at most EXACT_BYTES
+LONGEST_SHORT_WORD = 64  # bytes; longer words are merged with a heap
+WORDS_AT_ONCE = 512  # few enough to stay in the processor's nearest cache
+KNOWN_PLACES = 1 << 16  # how many words are remembered, of at most EXACT_BYTES
+SHORT_TEXTS = 1 << 18  # bytes; for longer ones memory is taken each time
 KNOWN_IDS = 5  # and the most tokens one may have, so that a row fills 64 bytes
 
 
@@ -62,36 +65,44 @@ class Vocabulary(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What one thread needs while it encodes: the words it remembers, and room for one merge."""
+    """What one thread needs while it encodes: the words it remembers, and room to work in."""
 
     known: NDArray[np.int64]  # rows of (hash, last eight bytes, length << 32 | n, n ids)
-    ranks: NDArray[np.int64]  # (LONG_WORD,): what a part and its right neighbour would become
+    parts: NDArray[np.int64]  # (LONGEST_SHORT_WORD,)
+    ends: NDArray[np.int64]  # (WORDS_AT_ONCE,): where the words end that are encoded next,
+    hashes: NDArray[np.int64]  # and their hashes
+    ids: NDArray[np.uint32]  # where the ids of short texts are written
 
 
 def new_workspace() -> Workspace:
     """A workspace that remembers no words yet."""
     return Workspace(
         known=np.zeros((KNOWN_PLACES, 3 + KNOWN_IDS), dtype=np.int64),
-        ranks=np.empty(LONG_WORD, dtype=np.int64),
+        parts=np.empty(LONGEST_SHORT_WORD, dtype=np.int64),
+        ends=np.empty(WORDS_AT_ONCE, dtype=np.int64),
+        hashes=np.empty(WORDS_AT_ONCE, dtype=np.int64),
+        ids=np.empty(SHORT_TEXTS, dtype=np.uint32),
     )
 
 
 @kernel
-def fill_table(vocabulary: Vocabulary, lengths: NDArray[np.int64], hashes: NDArray[np.int64]) -> None:
-    """Puts the tokens, whose hashes these are, into `table`.
+def fill_table(vocabulary: Vocabulary, lengths: NDArray[np.int64]) -> None:
+    """Puts the tokens into `table`.
 
     The first come nearest to where they are looked for, and the first tokens are the frequent ones.
     """
     table, text = vocabulary.table, vocabulary.text
     mask = len(table) - 1
-    for token in range(len(hashes)):
+    for token in range(len(lengths)):
         length, start = lengths[token], vocabulary.starts[token]
         if length > 0:
-            slot = hashes[token] & mask
+            address = text.ctypes.data + start
+            word_hash = hash_bytes(address, length)
+            slot = word_hash & mask
             while table[slot, 2] != 0:
                 slot = (slot + 1) & mask
-            table[slot, 0] = hashes[token]
-            table[slot, 1] = last_bytes(text.ctypes.data + start, length)
+            table[slot, 0] = word_hash
+            table[slot, 1] = last_bytes(address, length)
             table[slot, 2] = length << 32 | token
             table[slot, 3] = start
 
@@ -103,7 +114,7 @@ def last_bytes(address: int, length: int) -> np.int64:
 
 
 @inner
-def merge_slot(key: int, merges: NDArray[np.int64]) -> np.int64:
+def merge_slot(key: Integer, merges: NDArray[np.int64]) -> np.int64:
     """Where the search for a pair of tokens begins."""
     mixed = Word(key) * MIXER
     return np.int64(mixed ^ mixed >> THIRTY_TWO) & (len(merges) - 1)
@@ -165,22 +176,49 @@ def find_merges(
 
 
 @kernel
+def encode_texts(
+    source: NDArray[np.uint8],
+    stops: NDArray[np.int64],
+    rules: Rules,
+    classes: NDArray[np.uint8],
+    vocabulary: Vocabulary,
+    workspace: Workspace,
+    ids: NDArray[np.uint32],
+    bounds: NDArray[np.int64],
+) -> None:
+    """Encodes texts that lie one after another and end at `stops`.
+
+    ids: as many as there are bytes, for no token is shorter; text i becomes
+    ids[bounds[i]:bounds[i + 1]]. Both are written.
+    """
+    position = n_ids = bounds[0] = 0
+    for i in range(len(stops)):
+        while position < stops[i]:
+            start = position
+            n_words, position = find_words(
+                source, start, stops[i], rules, classes, workspace.ends, workspace.hashes
+            )
+            n_ids = encode_words(source, start, n_words, vocabulary, workspace, ids, n_ids)
+        bounds[i + 1] = n_ids
+
+
+@inner
 def encode_words(
     source: NDArray[np.uint8],
     start: int,
-    ends: NDArray[np.int64],
-    hashes: NDArray[np.int64],
+    n_words: int,
     vocabulary: Vocabulary,
     workspace: Workspace,
     ids: NDArray[np.uint32],
     n_ids: int,
 ) -> int:
-    """Writes the ids of the words that end at `ends` to ids[n_ids:]. Returns the new n_ids."""
+    """Writes the ids of the words found from `start` on to ids[n_ids:]. Returns the new n_ids."""
     table, known = vocabulary.table, workspace.known
+    ends, hashes = workspace.ends, workspace.hashes
     mask, known_mask = len(table) - 1, len(known) - 1
     text = vocabulary.text.ctypes.data
-    for i in range(len(ends)):
-        if i + WORDS_AHEAD < len(ends):
+    for i in range(n_words):
+        if i + WORDS_AHEAD < n_words:
             prefetch(table.ctypes.data + 32 * (hashes[i + WORDS_AHEAD] & mask))
         address = source.ctypes.data + start
         length = ends[i] - start
@@ -231,34 +269,44 @@ def merge_word(
     at: int,
     workspace: Workspace,
 ) -> int:
-    """Merges one word, in place in ids[at:at + length]. Returns how many tokens it became."""
-    merges, ranks = vocabulary.merges, workspace.ranks
-    for i in range(length):
-        ids[at + i] = vocabulary.byte_ids[load_byte(address + i)]
-    if length >= LONG_WORD:
+    """Merges one word and writes its tokens to ids[at:]. Returns how many they are.
+
+    For each part, `parts` holds its id and, in the higher bits, the token that it and the part to
+    its right would become. So the least entry is the merge to make, and of equal ones the first.
+    """
+    merges, parts = vocabulary.merges, workspace.parts
+    if length > LONGEST_SHORT_WORD:
+        for i in range(length):
+            ids[at + i] = vocabulary.byte_ids[load_byte(address + i)]
         return merge_long_word(length, merges, ids, at)
 
     n_parts = length
+    left = load_byte(address)
     for i in range(n_parts - 1):
-        ranks[i] = vocabulary.byte_pairs[load_byte(address + i) << 8 | load_byte(address + i + 1)]
-    while n_parts > 1:
-        best = 0
-        for i in range(1, n_parts - 1):
-            if ranks[i] < ranks[best]:
-                best = i
-        if ranks[best] == NO_MERGE:
+        right = load_byte(address + i + 1)
+        parts[i] = vocabulary.byte_pairs[left << 8 | right] << 32 | vocabulary.byte_ids[left]
+        left = right
+    parts[n_parts - 1] = NO_MERGE << 32 | vocabulary.byte_ids[left]
+    while True:
+        best, least = 0, parts[0]
+        for i in range(1, n_parts):
+            if parts[i] < least:
+                best, least = i, parts[i]
+        token = least >> 32
+        if token == NO_MERGE:
             break
-        ids[at + best] = ranks[best]
         n_parts -= 1
         for i in range(best + 1, n_parts):
-            ids[at + i] = ids[at + i + 1]
-            ranks[i - 1] = ranks[i]
+            parts[i] = parts[i + 1]
+        parts[best] = NO_MERGE << 32 | token
         if best < n_parts - 1:
-            ranks[best] = merged_id(np.int64(ids[at + best]), np.int64(ids[at + best + 1]), merges)
+            after = parts[best + 1] & 0xFFFFFFFF
+            parts[best] = merged_id(token, after, merges) << 32 | token
         if best > 0:
-            ranks[best - 1] = merged_id(
-                np.int64(ids[at + best - 1]), np.int64(ids[at + best]), merges
-            )
+            before = parts[best - 1] & 0xFFFFFFFF
+            parts[best - 1] = merged_id(before, token, merges) << 32 | before
+    for i in range(n_parts):
+        ids[at + i] = parts[i] & 0xFFFFFFFF
     return n_parts
 
 
@@ -348,19 +396,20 @@ def pop(heap: NDArray[np.int64], n_heap: Integer) -> None:
 
 
 @kernel
-def decoded_length(ids: NDArray[np.int64], vocabulary: Vocabulary) -> int:
+def decoded_length(ids: NDArray[np.uint32], vocabulary: Vocabulary) -> int:
     """How many bytes the tokens stand for; -1 - i if ids[i] is no token."""
     starts = vocabulary.starts
     length = 0
     for i in range(len(ids)):
-        if ids[i] < 0 or ids[i] >= len(starts) - 1 or starts[ids[i]] == starts[ids[i] + 1]:
+        token = np.int64(ids[i])
+        if token >= len(starts) - 1 or starts[token] == starts[token + 1]:
             return -1 - i
-        length += starts[ids[i] + 1] - starts[ids[i]]
+        length += starts[token + 1] - starts[token]
     return length
 
 
 @kernel
-def decode_ids(ids: NDArray[np.int64], vocabulary: Vocabulary, output: NDArray[np.uint8]) -> None:
+def decode_ids(ids: NDArray[np.uint32], vocabulary: Vocabulary, output: NDArray[np.uint8]) -> None:
     """Writes the bytes of the tokens one after another to `output`, which has PADDING to spare.
 
     Eight bytes at a time: what is written beyond a token's end, the next token overwrites.
@@ -368,7 +417,8 @@ def decode_ids(ids: NDArray[np.int64], vocabulary: Vocabulary, output: NDArray[n
     address = output.ctypes.data
     text = vocabulary.text.ctypes.data
     for i in range(len(ids)):
-        start, end = vocabulary.starts[ids[i]], vocabulary.starts[ids[i] + 1]
+        token = np.int64(ids[i])
+        start, end = vocabulary.starts[token], vocabulary.starts[token + 1]
         for at in range(start, end, 8):
             store_word(address + at - start, load_word(text + at))
         address += end - start

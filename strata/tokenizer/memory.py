@@ -1,11 +1,9 @@
 """Reading text at the speed of memory: what the tokenizer's kernels share.
 
 A kernel here is a Python function that Numba compiles to machine code on its first call. The code
-is kept on disk, so only the first use after an installation waits for the compiler. Numba
-recompiles a kernel when the file that it stands in has changed, and looks at no other file: so
-the scanner, the trainer and the encoder each keep their kernels to themselves and hand one
-another arrays, and only `load_byte`, `load_word` and `same_bytes` are used by all of them. (After
-editing this file, delete strata/tokenizer/__pycache__.)
+is kept on disk, so only the first use after an installation waits for the compiler. Numba would
+look at the file alone that a kernel stands in to see whether it has changed; since kernels call
+kernels of other files, the code is kept in a folder named after the hash of all of this package.
 
 Text is a NumPy array of UTF-8 bytes with PADDING zero bytes after its end. Kernels read it through
 addresses, eight bytes at once where they can, which array indexing cannot do.
@@ -13,13 +11,16 @@ addresses, eight bytes at once where they can, which array indexing cannot do.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -33,24 +34,41 @@ PADDING = 8  # so that eight bytes can be read from the address of any byte of t
 
 def kernel(function: Function) -> Function:
     """Compiles `function` on its first call, to run without the interpreter's lock."""
-    return compiled(function, nogil=True)
+    return compiled(function, nogil=True, no_cfunc_wrapper=True)
 
 
 def inner(function: Function) -> Function:
     """A kernel that only kernels call: compiled faster, since Python needs no way into it."""
-    return compiled(function, no_cpython_wrapper=True)
+    return compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def compiled(function: Function, **options: Any) -> Function:
     """Compiles with these options of Numba and keeps the result on disk.
 
-    Where no cache folder can be written (a read-only installation without a home folder), every
-    process compiles for itself.
+    Where no folder can be written (a read-only installation without a home folder), every process
+    compiles for itself.
     """
+    settings: Any = numba.config
+    chosen, settings.CACHE_DIR = settings.CACHE_DIR, str(code_folder(settings.CACHE_DIR))
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:
         return cast(Function, numba.njit(**options)(function))
+    finally:
+        settings.CACHE_DIR = chosen
+
+
+@cache
+def code_folder(chosen: str) -> Path:
+    """Where machine code is kept: in the folder that NUMBA_CACHE_DIR names, else beside Python's.
+
+    If that cannot be written, Numba goes on to its folder in the user's cache.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(package.glob("*.py")):
+        digest.update(source.read_bytes())
+    return Path(chosen or package / "__pycache__") / digest.hexdigest()[:16]
 
 
 def repeated(byte: int) -> Word:
@@ -100,7 +118,7 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number, nowhere = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [nowhere, number, number, number])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [nowhere], kind)
         pointer = builder.inttoptr(arguments[0], nowhere)
         builder.call(fetch, [pointer, number(0), number(3), number(1)])
         return context.get_dummy_value()
@@ -146,4 +164,4 @@ def same_bytes(a: int, b: int, length: int) -> bool:
     for offset in range(0, length - 8, 8):
         if load_word(a + offset) != load_word(b + offset):
             return False
-    return load_word(a + length - 8) == load_word(b + length - 8)
+    return bool(load_word(a + length - 8) == load_word(b + length - 8))

@@ -54,7 +54,7 @@ FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
 MIXER, OTHER_MIXER = Word(0x9E3779B97F4A7C15), Word(0x2545F4914F6CDD1D)  # odd, half of the bits set
 
 
-# The ASCII characters but the space that may lead letters and nothing else; `'` begins contractions.
+# The ASCII characters besides the space that may lead letters, and `'` only may begin more.
 LEADS = np.array([32 != c < 128 and chr(c) not in "\r\n'0123456789" for c in range(256)])
 
 
@@ -333,12 +333,3 @@ def hash_bytes(address: int, length: int) -> np.int64:
             mixed ^= mixed >> THIRTY_TWO
         mixed = (mixed ^ load_word(last) * OTHER_MIXER ^ Word(length)) * MIXER
     return np.int64(mixed ^ mixed >> THIRTY_TWO)
-
-
-@kernel
-def hash_words(
-    text: NDArray[np.uint8], starts: NDArray[np.int64], hashes: NDArray[np.int64]
-) -> None:
-    """The hashes of words that lie one after another: word i is text[starts[i]:starts[i + 1]]."""
-    for i in range(len(hashes)):
-        hashes[i] = hash_bytes(text.ctypes.data + starts[i], starts[i + 1] - starts[i])
