@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from strata.config import DataConfig
-from strata.data import Loader, prepare, prepare_tokenizer
+from strata.data import Loader, encode_files, prepare, prepare_tokenizer
 from strata.data.corpus import Corpus
 from strata.tokenizer import Tokenizer
 
@@ -96,3 +96,25 @@ def test_other_vocabularies_and_corpora_have_their_own_shards(data: DataConfig) 
 def test_a_vocabulary_larger_than_the_tokenizer_is_refused(data: DataConfig) -> None:
     with pytest.raises(ValueError, match=r"model\.vocab_size = 341.*tokenizer_vocab_size = 340"):
         prepare(data, 341)
+
+
+def test_files_are_encoded_straight_to_shards(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["some words, some more words"], 270)
+    (tmp_path / "a.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "more"}\n{"text": "words"}\n', encoding="utf-8")
+    folder = tmp_path / "shards"
+    files = f"{tmp_path}/*.txt,{tmp_path}/*.jsonl"
+    shards = encode_files(tokenizer, files, folder, progress=False)
+    mark = tokenizer.document_separator
+    expected = [
+        index
+        for text in ("some words", "more", "words")
+        for index in (mark, *tokenizer.encode(text))
+    ]
+    assert shards.window(0, shards.n_tokens).tolist() == expected
+    assert encode_files(tokenizer, files, folder, progress=False).identity == shards.identity
+    with pytest.raises(ValueError, match="other files or of another tokenizer"):
+        encode_files(tokenizer, f"{tmp_path}/a.txt", folder, progress=False)
+    with pytest.raises(FileNotFoundError, match=r"c\.txt"):
+        encode_files(tokenizer, f"{tmp_path}/c.txt", tmp_path / "none", progress=False)
+    assert not (tmp_path / "none").exists()

@@ -6,7 +6,13 @@
 from strata.data.cache import cache_dir
 from strata.data.corpus import Corpus, SourceSummary, absolute_spec
 from strata.data.loader import Batch, Loader, read_windows, spread_windows
-from strata.data.preparation import Prepared, prepare, prepare_shards, prepare_tokenizer
+from strata.data.preparation import (
+    Prepared,
+    encode_files,
+    prepare,
+    prepare_shards,
+    prepare_tokenizer,
+)
 from strata.data.shards import TokenShards, build_shards
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "absolute_spec",
     "build_shards",
     "cache_dir",
+    "encode_files",
     "prepare",
     "prepare_shards",
     "prepare_tokenizer",

@@ -7,12 +7,15 @@ vocabulary is a prefix of its merges. Every product is named after the hashes of
 from, so a second call with the same configuration opens files and computes nothing.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from strata.config import DataConfig
 from strata.data.cache import cache_dir, write_whole
 from strata.data.corpus import Corpus, Split
+from strata.data.files import find_files, read_documents
 from strata.data.progress import building
 from strata.data.shards import TokenShards, build_shards
 from strata.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -148,3 +151,51 @@ def prepare_shards(
         total_bytes=corpus.expected_bytes(split),
         progress=progress,
     )
+
+
+def encode_files(
+    tokenizer: Tokenizer,
+    files: str,
+    folder: str | Path,
+    *,
+    text_column: str = DataConfig.text_column,
+    shard_tokens: int = DataConfig.shard_tokens,
+    threads: int | None = None,
+    progress: bool = True,
+) -> TokenShards:
+    """The token shards of every document in some files, in their order, none held out.
+
+    Args:
+        tokenizer: encodes; its separator stands before each document.
+        files: globs and URLs as in `Corpus.open("files:…")`, without the `files:`.
+        folder: where the shards will lie; if those of the same files and tokenizer are there
+            already, they are only opened.
+        text_column: of JSON lines and Parquet.
+        shard_tokens: ids in one shard file.
+        threads: of the encoder; None takes all cores.
+        progress: show a progress bar and a line.
+
+    Raises:
+        FileNotFoundError: a glob matches nothing.
+        ValueError: a file cannot be read as what its name says, or `folder` holds other shards.
+        Nothing is left behind then.
+    """
+    found = find_files(files)
+    fingerprint = hashlib.sha256(repr([tuple(file) for file in found] + [text_column]).encode())
+    shards = build_shards(
+        (text for file in found for text in read_documents(file, text_column)),
+        tokenizer,
+        folder,
+        corpus_identity=fingerprint.hexdigest(),
+        name=files,
+        shard_tokens=shard_tokens,
+        threads=threads,
+        progress=progress,
+    )
+    made_of = (shards.corpus_identity, shards.tokenizer_identity)
+    if made_of != (fingerprint.hexdigest(), tokenizer.identity):
+        raise ValueError(
+            f"{folder} holds the shards of other files or of another tokenizer: name another "
+            "folder, or delete this one"
+        )
+    return shards

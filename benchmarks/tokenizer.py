@@ -1,0 +1,382 @@
+"""The tokenizer beside tiktoken, tokenizers and rustbpe: encoding, decoding, training, growth.
+
+    python benchmarks/tokenizer.py                                 # on the embedded corpus
+    python benchmarks/tokenizer.py --english "files:texts/*.parquet"
+
+All encode with the same 86,400 ranks and the same pattern, learnt from nine documents of ten; the
+tenth documents are what is encoded. Whether all gave the same ids is checked before the clock
+starts. Strata begins every round with a tokenizer that remembers no words. Training runs in a
+process of its own for each measurement, which also gives its peak memory over that of the text
+itself. The report goes to benchmarks/results/. On two cores it takes about ten minutes without and
+twenty-five with English text.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import rustbpe
+import tiktoken
+import tokenizers
+from measuring import RESULTS, Seconds, machine, ratio, table, take_turns
+from tokenizers import models, pre_tokenizers, trainers
+
+from strata import Corpus, Tokenizer
+from strata.tokenizer import REGULAR_EXPRESSIONS
+from strata.tokenizer.formats import ONIGURUMA
+
+VOCABULARY = 86_400
+PATTERN = "strata"
+TRAINERS = ("Strata", "rustbpe", "tokenizers")
+MEGABYTE = 1_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--english", help="a second corpus, as strata's --corpus names it")
+    parser.add_argument("--rounds", type=int, default=7, help="of encoding and decoding")
+    parser.add_argument("--training-rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the report")
+    parser.add_argument("--train", choices=TRAINERS, help=argparse.SUPPRESS)
+    parser.add_argument("--megabytes", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train_and_tell(options.train, options.english, options.megabytes, options.threads)
+        return
+
+    corpora = {"embedded": "installed"}
+    if options.english:
+        corpora["English"] = options.english
+    parts = [f"# The tokenizer beside its peers, {date.today()}\n"]
+    packages = ("numba", "numpy", "tiktoken", "tokenizers", "rustbpe")
+    parts.append(machine(packages) + "\n\n`" + " ".join(["python", *sys.argv]) + "`\n")
+    for name, spec in corpora.items():
+        learnt, held_out = split(spec)
+        tokenizer = Tokenizer.train(learnt, VOCABULARY, PATTERN)
+        del learnt
+        print(f"{name}: encoding and decoding", file=sys.stderr)
+        parts.append(encoding_report(name, tokenizer, held_out, options.rounds))
+        parts.append(decoding_report(name, tokenizer, held_out, options.rounds))
+    sizes = [10, 100, 300] if options.english else [10, 100]
+    parts.append(training_report(sizes, options.english, options.training_rounds))
+    name = f"tokenizer-{date.today()}"
+    figure = options.output / f"{name}.png"
+    parts.append(growth_report(sizes, options.english, figure))
+    path = options.output / f"{name}.md"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    print(path)
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+def split(spec: str) -> tuple[list[str], list[str]]:
+    """Nine documents of ten of a corpus, and the tenth ones."""
+    documents = list(Corpus.open(spec).documents("train"))
+    held_out = documents[::10]
+    del documents[::10]
+    return documents, held_out
+
+
+def texts_of(megabytes: int, english: str | None) -> list[str]:
+    """So much text: the embedded corpus, then the English one."""
+    documents, n_bytes = [], 0
+    for spec in ("installed", *([english] if english else [])):
+        for document in Corpus.open(spec).documents("train"):
+            documents.append(document)
+            n_bytes += len(document.encode())
+            if n_bytes >= megabytes * MEGABYTE:
+                return documents
+    raise SystemExit(f"there are only {n_bytes / MEGABYTE:.0f} MB of text, not {megabytes}")
+
+
+def megabytes_of(documents: Sequence[str]) -> float:
+    return sum(len(document.encode()) for document in documents) / MEGABYTE
+
+
+# --- encoding and decoding --------------------------------------------------------------------
+
+
+def peers(tokenizer: Tokenizer) -> tuple[tiktoken.Encoding, tokenizers.Tokenizer]:
+    """The same tokenizer in tiktoken and in tokenizers."""
+    encoding = tiktoken.Encoding(
+        "strata",
+        pat_str=REGULAR_EXPRESSIONS[PATTERN],
+        mergeable_ranks=tokenizer.ranks,
+        special_tokens=tokenizer.special_tokens,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.to_huggingface(path)
+        return encoding, tokenizers.Tokenizer.from_file(str(path))
+
+
+class Fresh:
+    """Encodes with tokenizers that remember no words: one a round, made before the clock starts."""
+
+    def __init__(self, tokenizer: Tokenizer, rounds: int) -> None:
+        self._waiting = [tokenizer.truncate(VOCABULARY) for _ in range(rounds)]
+        for fresh in self._waiting:
+            fresh.encode_array("builds its tables")
+
+    def take(self) -> Tokenizer:
+        return self._waiting.pop()
+
+
+def use_threads(n: int) -> None:
+    """tokenizers asks the environment, at each call, whether it may use its threads."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if n > 1 else "false"
+
+
+def encoding_report(name: str, tokenizer: Tokenizer, documents: list[str], rounds: int) -> str:
+    """Encoding on one thread and on all."""
+    encoding, exported = peers(tokenizer)
+    for document in documents:
+        if tokenizer.encode(document) != encoding.encode_ordinary(document):
+            raise SystemExit("the ids are not tiktoken's")
+    sample = documents[::20]
+    exported.encode_special_tokens = True
+    for document in sample:
+        if tokenizer.encode(document) != exported.encode(document).ids:
+            raise SystemExit("the ids are not those of tokenizers")
+
+    arrays, lists = Fresh(tokenizer, rounds), Fresh(tokenizer, rounds)
+    one, all_cores = Fresh(tokenizer, rounds), Fresh(tokenizer, rounds)
+    n_cores = os.cpu_count() or 1
+
+    def each(encode: Callable[[str], object]) -> None:
+        for document in documents:
+            encode(document)
+
+    def by_tokenizers(threads: int) -> None:
+        use_threads(threads)
+        exported.encode_batch_fast(documents, add_special_tokens=False)
+
+    seconds = take_turns(
+        {
+            "Strata, arrays": lambda: each(arrays.take().encode_array),
+            "Strata, lists": lambda: each(lists.take().encode),
+            "tiktoken `encode_ordinary`": lambda: each(encoding.encode_ordinary),
+            "tiktoken `encode_to_numpy`": lambda: each(
+                lambda text: encoding.encode_to_numpy(text, disallowed_special=())
+            ),
+            "tokenizers `encode_batch_fast`": lambda: by_tokenizers(1),
+            "Strata `encode_batch`, 1 thread": lambda: one.take().encode_batch(documents, 1),
+            "Strata `encode_batch`, all cores": lambda: all_cores.take().encode_batch(documents),
+            "tiktoken `encode_ordinary_batch`, all cores": lambda: encoding.encode_ordinary_batch(
+                documents, num_threads=n_cores
+            ),
+            "tokenizers `encode_batch_fast`, all cores": lambda: by_tokenizers(n_cores),
+        },
+        rounds,
+    )
+    targets = [
+        ("Strata, arrays", "tiktoken `encode_ordinary`", 10.0),
+        ("Strata, arrays", "tiktoken `encode_to_numpy`", 5.0),
+        ("Strata, arrays", "tokenizers `encode_batch_fast`", 25.0),
+        ("Strata, lists", "tiktoken `encode_ordinary`", 4.5),
+        ("Strata `encode_batch`, all cores", "Strata `encode_batch`, 1 thread", 1.8),
+        ("Strata `encode_batch`, all cores", "tiktoken `encode_ordinary_batch`, all cores", None),
+        ("Strata `encode_batch`, all cores", "tokenizers `encode_batch_fast`, all cores", None),
+    ]
+    return report(f"Encoding, {name} corpus", documents, seconds, targets)
+
+
+def decoding_report(name: str, tokenizer: Tokenizer, documents: list[str], rounds: int) -> str:
+    """Decoding to text and to bytes, on one thread."""
+    encoding, exported = peers(tokenizer)
+    arrays = tokenizer.encode_batch(documents)
+    lists = [array.tolist() for array in arrays]
+
+    def each(decode: Callable[..., object], ids: Sequence[object]) -> None:
+        for document in ids:
+            decode(document)
+
+    seconds = take_turns(
+        {
+            "Strata, arrays to text": lambda: each(tokenizer.decode, arrays),
+            "Strata, lists to text": lambda: each(tokenizer.decode, lists),
+            "tiktoken `decode`": lambda: each(encoding.decode, lists),
+            "tokenizers `decode`": lambda: each(exported.decode, lists),
+            "Strata, arrays to bytes": lambda: each(tokenizer.decode_bytes, arrays),
+            "Strata, lists to bytes": lambda: each(tokenizer.decode_bytes, lists),
+            "tiktoken `decode_bytes`": lambda: each(encoding.decode_bytes, lists),
+        },
+        rounds,
+    )
+    targets = [
+        ("Strata, arrays to text", "tiktoken `decode`", 3.0),
+        ("Strata, lists to text", "tiktoken `decode`", None),
+        ("Strata, arrays to bytes", "tiktoken `decode_bytes`", 6.0),
+        ("Strata, lists to bytes", "tiktoken `decode_bytes`", None),
+    ]
+    return report(f"Decoding, {name} corpus", documents, seconds, targets)
+
+
+def report(
+    title: str,
+    documents: Sequence[str],
+    seconds: Seconds,
+    targets: Sequence[tuple[str, str, float | None]],
+) -> str:
+    """Speeds, and ratios beside their targets."""
+    megabytes = megabytes_of(documents)
+    speeds = [(name, megabytes / statistics.median(times)) for name, times in seconds.items()]
+    ratios = [
+        (ours, peer, ratio(seconds, ours, peer), "–" if target is None else f"≥ {target:g}")
+        for ours, peer, target in targets
+    ]
+    return (
+        f"## {title}: {megabytes:.1f} MB in {len(documents):,} documents\n\n"
+        + table(("", "MB/s"), speeds)
+        + "\n"
+        + table(("", "beside", "times as fast", "target"), ratios)
+    )
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def train_and_tell(trainer: str, english: str | None, megabytes: int, threads: int) -> None:
+    """Trains once and prints the seconds and the megabytes of memory it took beyond the text."""
+    small = ["warms up what is compiled or started once, in some 20 words"] * 3
+    documents = texts_of(megabytes, english)
+    train(trainer, small, 270, threads)
+    text_memory = peak_memory()
+    started = time.perf_counter()
+    train(trainer, documents, VOCABULARY, threads)
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "memory": peak_memory() - text_memory}))
+
+
+def train(trainer: str, documents: list[str], vocab_size: int, threads: int) -> None:
+    if trainer == "Strata":
+        Tokenizer.train(documents, vocab_size, PATTERN, threads=threads)
+    elif trainer == "rustbpe":
+        pattern = REGULAR_EXPRESSIONS[PATTERN]
+        rustbpe.Tokenizer().train_from_iterator(iter(documents), vocab_size, pattern=pattern)
+    else:
+        model = tokenizers.Tokenizer(models.BPE())
+        words = pre_tokenizers.Split(tokenizers.Regex(ONIGURUMA[PATTERN]), "isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        model.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        model.train_from_iterator(
+            iter(documents),
+            trainers.BpeTrainer(
+                vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
+
+
+def measure_training(
+    trainer: str, english: str | None, megabytes: int, threads: int
+) -> dict[str, float]:
+    """Seconds and memory of one training, in a process of its own."""
+    command = [sys.executable, __file__, "--train", trainer, "--megabytes", str(megabytes)]
+    command += ["--threads", str(threads), *(["--english", english] if english else [])]
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
+    environment["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def training_report(sizes: Sequence[int], english: str | None, rounds: int) -> str:
+    """Training a vocabulary of 86,400 tokens: seconds and memory."""
+    n_cores = os.cpu_count() or 1
+    rows, ratios = [], []
+    for megabytes in sizes:
+        for threads in sorted({1, n_cores}):
+            measured: dict[str, list[dict[str, float]]] = {name: [] for name in TRAINERS}
+            for _ in range(rounds):
+                for name in TRAINERS:
+                    print(f"training: {megabytes} MB, {threads} threads, {name}", file=sys.stderr)
+                    measured[name].append(measure_training(name, english, megabytes, threads))
+            seconds = {name: [one["seconds"] for one in runs] for name, runs in measured.items()}
+            memory = {
+                name: statistics.median(one["memory"] for one in runs)
+                for name, runs in measured.items()
+            }
+            rows += [
+                (megabytes, threads, name, statistics.median(seconds[name]), memory[name])
+                for name in TRAINERS
+            ]
+            for name, target in (("rustbpe", "≥ 3"), ("tokenizers", "≥ 6")):
+                aimed = target if megabytes >= 100 and threads > 1 else "–"
+                ratios.append((megabytes, threads, name, ratio(seconds, "Strata", name), aimed))
+    return (
+        f"## Training {VOCABULARY:,} tokens\n\n"
+        + table(("MB", "threads", "", "seconds", "memory beyond the text, MB"), rows)
+        + "\n"
+        + table(("MB", "threads", "beside", "times as fast", "target"), ratios)
+    )
+
+
+# --- growth -----------------------------------------------------------------------------------
+
+
+def growth_report(sizes: Sequence[int], english: str | None, figure: Path) -> str:
+    """Seconds against bytes, for encoding and training on one thread: both should be lines."""
+    rows = list(measure_growth(sizes, english))
+    megabytes, encoding, training = (np.array(column) for column in zip(*rows, strict=True))
+    slopes = [np.polyfit(np.log(megabytes), np.log(y), 1)[0] for y in (encoding, training)]
+    with mpl.rc_context({"font.size": 9}):
+        fig, ax = plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+        ax.plot(megabytes, encoding, "o-", label=f"encoding, slope {slopes[0]:.2f}")
+        ax.plot(megabytes, training, "s-", label=f"training, slope {slopes[1]:.2f}")
+        ax.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel="time (s)")
+        ax.set_title("Time grows with the text, not faster")
+        ax.legend(frameon=False)
+        fig.savefig(figure, dpi=160)
+    return (
+        "## Growth, one thread\n\n"
+        + table(("MB", "encoding, s", "training, s"), rows)
+        + f"\nExponent of time in bytes: encoding {slopes[0]:.2f}, training {slopes[1]:.2f}.\n"
+        + f"\n![Time against size]({figure.name})\n"
+    )
+
+
+def measure_growth(
+    sizes: Sequence[int], english: str | None
+) -> Iterator[tuple[float, float, float]]:
+    documents = texts_of(max(sizes), english)
+    tokenizer = Tokenizer.train(documents, VOCABULARY, PATTERN)
+    for size in sizes:
+        print(f"growth: {size} MB", file=sys.stderr)
+        part = texts_of(size, english)
+        trials = []
+        for _ in range(3):
+            fresh = Fresh(tokenizer, 1).take()
+            started = time.perf_counter()
+            for document in part:
+                fresh.encode_array(document)
+            encoded = time.perf_counter()
+            Tokenizer.train(part, VOCABULARY, PATTERN, threads=1)
+            trials.append((encoded - started, time.perf_counter() - encoded))
+        encoding, training = map(statistics.median, zip(*trials, strict=True))
+        yield megabytes_of(part), encoding, training
+
+
+if __name__ == "__main__":
+    main()
