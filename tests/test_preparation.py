@@ -100,10 +100,10 @@ def test_a_vocabulary_larger_than_the_tokenizer_is_refused(data: DataConfig) -> 
 
 def test_files_are_encoded_straight_to_shards(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["some words, some more words"], 270)
-    (tmp_path / "a.txt").write_text("some words", encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text('{"text": "more"}\n{"text": "words"}\n', encoding="utf-8")
+    (tmp_path / "one.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "two.jsonl").write_text('{"text": "more"}\n{"text": "words"}\n', encoding="utf-8")
     folder = tmp_path / "shards"
-    files = f"{tmp_path}/*.txt,{tmp_path}/*.jsonl"
+    files = f"{tmp_path}/*.txt,{tmp_path}/two.jsonl"
     shards = encode_files(tokenizer, files, folder, progress=False)
     mark = tokenizer.document_separator
     expected = [
@@ -114,7 +114,7 @@ def test_files_are_encoded_straight_to_shards(tmp_path: Path) -> None:
     assert shards.window(0, shards.n_tokens).tolist() == expected
     assert encode_files(tokenizer, files, folder, progress=False).identity == shards.identity
     with pytest.raises(ValueError, match="other files or of another tokenizer"):
-        encode_files(tokenizer, f"{tmp_path}/a.txt", folder, progress=False)
-    with pytest.raises(FileNotFoundError, match=r"c\.txt"):
-        encode_files(tokenizer, f"{tmp_path}/c.txt", tmp_path / "none", progress=False)
+        encode_files(tokenizer, f"{tmp_path}/one.txt", folder, progress=False)
+    with pytest.raises(FileNotFoundError, match=r"three\.txt"):
+        encode_files(tokenizer, f"{tmp_path}/three.txt", tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
