@@ -161,6 +161,7 @@ UNSUPPORTED_IN_MODEL = (
     "end_of_word_suffix",
     "byte_fallback",
 )
+NO_NORMALIZER = {"type": "Sequence", "normalizers": []}
 
 
 def refuse_unsupported(content: object, model: object) -> None:
@@ -172,7 +173,7 @@ def refuse_unsupported(content: object, model: object) -> None:
         raise ValueError(f"its model is {shown(kind)}, and only BPE is supported")
     for holder, names in ((content, UNSUPPORTED), (model, UNSUPPORTED_IN_MODEL)):
         for name in names:
-            if holder.get(name):
+            if holder.get(name) and holder[name] != NO_NORMALIZER:
                 raise ValueError(
                     f"its {name} is {shown(holder[name])}, and none is supported: byte-level BPE "
                     "takes text as it is"

@@ -46,7 +46,7 @@ def _known(names: Collection[str], special_tokens: frozenset[str], option: str) 
         )
     for name in names:
         if name not in special_tokens:
-            known = ", ".join(sorted(special_tokens)) or "none"
+            known = ", ".join(map(repr, sorted(special_tokens))) or "none"
             raise ValueError(f"{name!r} is no special token; this tokenizer has: {known}")
     return frozenset(names)
 
