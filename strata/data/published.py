@@ -10,7 +10,7 @@ Copies that `tiktoken` keeps are used where TIKTOKEN_CACHE_DIR or DATA_GYM_CACHE
 import hashlib
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 
@@ -53,8 +53,8 @@ CL100K_SPECIAL_TOKENS = {
 }
 
 
-def published_tokenizer(name: Literal["gpt2", "cl100k"]) -> Tokenizer:
-    """The tokenizer of GPT-2 (50,257 tokens) or of GPT-4 (100,277 ids, of which 16 are unused).
+def published_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of GPT-2, "gpt2", with 50,257 tokens, or of GPT-4, "cl100k", with 100,261.
 
     Raises:
         ValueError: there is no vocabulary of that name, or a file is not the published one.
@@ -87,8 +87,8 @@ def published_file(file: PublishedFile) -> Path:
 
 def _kept_by_tiktoken(file: PublishedFile) -> bytes | None:
     """tiktoken's copy, which is named by the SHA-1 of the URL, if there is a sound one."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    copy = Path(folder or "", hashlib.sha1(file.url.encode()).hexdigest())
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", ""))
+    copy = Path(folder, hashlib.sha1(file.url.encode()).hexdigest())
     if not folder or not copy.is_file():
         return None
     content = copy.read_bytes()

@@ -105,7 +105,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: expected a {what}")
     if not path.exists():
-        raise FileNotFoundError(f"there is no {what} at {path}")
+        raise FileNotFoundError(f"there is no file {path}: expected a {what}")
     try:
         yield
     except RecursionError as error:
