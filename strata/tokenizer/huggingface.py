@@ -135,10 +135,9 @@ def read_huggingface(make: type[Tokenizer], path: Path) -> Tokenizer:
         model = field(content, "model", dict)
         refuse_unsupported(content, model)
         vocabulary = token_ids(field(model, "vocab", dict))
-        special_tokens = read_added_tokens(content)
-        for name, index in special_tokens.items():
-            if vocabulary.pop(name, index) != index:
-                raise ValueError(f"the added token {name!r} has two ids")
+        special_tokens = read_added_tokens(content, vocabulary)
+        for name in special_tokens:
+            vocabulary.pop(name, None)
         merges = [read_merge(entry) for entry in field(model, "merges", list)]
         pattern, is_older = read_pattern(content)
         ranks = {unprintable(name): index for name, index in vocabulary.items()}
@@ -213,9 +212,14 @@ def read_pattern(content: object) -> tuple[str, bool]:
     )
 
 
-def read_added_tokens(content: object) -> dict[str, int]:
-    """The special tokens of a `tokenizer.json`. Raises ValueError for unsupported ones."""
+def read_added_tokens(content: object, vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """The special tokens of a `tokenizer.json`.
+
+    Raises ValueError for unsupported ones, and for those whose ids are not what the library makes
+    of them: that of the vocabulary, or else the next free one, whatever the file says.
+    """
     special_tokens: dict[str, int] = {}
+    free = len(vocabulary)
     assert isinstance(content, dict)
     for entry in field(content, "added_tokens", list) if content.get("added_tokens") else []:
         name, index = field(entry, "content", str), field(entry, "id", int)
@@ -224,7 +228,12 @@ def read_added_tokens(content: object) -> dict[str, int]:
                 raise ValueError(f"the added token {name!r} has {option}, which is not supported")
         if name in special_tokens:
             raise ValueError(f"it holds the added token {name!r} twice")
+        if index != (expected := vocabulary.get(name, free)):
+            raise ValueError(
+                f"the added token {name!r} has the id {index}, where `tokenizers` takes {expected}"
+            )
         special_tokens[name] = index
+        free = max(free, index + 1)
     return special_tokens
 
 
