@@ -98,6 +98,17 @@ def test_ranks_that_no_merging_makes_are_refused_though_the_checksum_is_theirs(
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
+def test_a_message_is_short_however_long_the_fault(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    trained("strata").truncate(300).save(path)
+    content = path.read_text(encoding="utf-8")
+    for old in ('"strata"', '"strata-tokenizer"', '[97, "a"]'):
+        path.write_text(content.replace(old, f'"{"x" * 100_000}"', 1), encoding="utf-8")
+        with pytest.raises(ValueError, match="damaged") as caught:
+            Tokenizer.load(path)
+        assert len(str(caught.value)) < 1_000
+
+
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder: expected a Strata tokenizer"):
         Tokenizer.load(tmp_path)

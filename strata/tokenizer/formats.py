@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "strata-tokenizer"
 VERSION = 1
+LONGEST_FAULT = 500  # characters
 
 Value = TypeVar("Value")
 
@@ -111,7 +112,10 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except RecursionError as error:
         raise ValueError(f"{path} is no {what}: it is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no {what}, or it is damaged: {error}") from error
+        fault = str(error)
+        if len(fault) > LONGEST_FAULT:  # it quotes the file, where something may be of any length
+            fault = f"{fault[:LONGEST_FAULT]}…"
+        raise ValueError(f"{path} is no {what}, or it is damaged: {fault}") from error
 
 
 def parse(path: Path) -> object:
