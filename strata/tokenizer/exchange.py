@@ -82,11 +82,10 @@ def read_gpt2(make: type[Tokenizer], vocab_bpe: Path, encoder_json: Path) -> Tok
     Raises FileNotFoundError, or ValueError if they are not such files or do not fit together.
     """
     with reading(encoder_json, "vocabulary as GPT-2's encoder.json"):
-        content = parse(encoder_json)
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object of ids by token, found {shown(content)}")
-        vocabulary = token_ids(content)
-        special_tokens = {name: vocabulary.pop(name) for name in [END_OF_TEXT] if name in content}
+        vocabulary = token_ids(parse(encoder_json))
+        special_tokens = {
+            name: vocabulary.pop(name) for name in [END_OF_TEXT] if name in vocabulary
+        }
         ranks = {unprintable(name): index for name, index in vocabulary.items()}
     with reading(vocab_bpe, f"list of merges as GPT-2's vocab.bpe that fits {encoder_json.name}"):
         header, *lines = vocab_bpe.read_bytes().decode("utf-8").split("\n")

@@ -118,19 +118,19 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path} is no {what}, or it is damaged: {fault}") from error
 
 
-def parse(path: Path) -> object:
-    """A JSON file's content. Raises ValueError also for what JSON does not know: NaN, a key twice.
+def parse(path: Path) -> dict[str, object]:
+    """The object in a JSON file; what it takes in memory is proportional to the file.
 
-    What it takes in memory is proportional to the file.
+    Raises ValueError for anything else, and for what JSON does not know: NaN, or a name twice.
     """
-    return cast(
-        object,
-        json.loads(
-            path.read_bytes().decode("utf-8"),
-            object_pairs_hook=without_repetition,
-            parse_constant=no_constant,
-        ),
+    content = json.loads(
+        path.read_bytes().decode("utf-8"),
+        object_pairs_hook=without_repetition,
+        parse_constant=no_constant,
     )
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {shown(content)}")
+    return content
 
 
 def without_repetition(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:

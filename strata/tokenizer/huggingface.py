@@ -34,15 +34,15 @@ ONIGURUMA = {
     ),
 }
 
-# The same patterns as others spell them. The first is that of ByteLevel itself.
+# The same patterns as others spell them, first as ByteLevel does by itself.
 SPELLINGS = {
-    **{regex: name for name, regex in ONIGURUMA.items()},
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+    **{regex: name for name, regex in ONIGURUMA.items()},
 }
-# cl100k before tiktoken 0.8. These differ where a text ends in white space that holds a line end
-# and goes on after it: they cut behind the line end, today's does not. That makes no difference
-# to the ids if no token has a line end inside, which is so for all that were learnt with them.
+# cl100k as tiktoken spelled it at first. These differ where a text ends in white space with a line
+# end in it: they cut after the line end, today's does not. That makes no difference to the ids if
+# no token goes on after a line end, and of GPT-4's own none does.
 OLDER_CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -163,10 +163,8 @@ UNSUPPORTED_IN_MODEL = (
 NO_NORMALIZER = {"type": "Sequence", "normalizers": []}
 
 
-def refuse_unsupported(content: object, model: object) -> None:
+def refuse_unsupported(content: dict[str, object], model: dict[str, object]) -> None:
     """Raises ValueError if the file says anything that Strata does not do."""
-    assert isinstance(content, dict)
-    assert isinstance(model, dict)
     kind = model.get("type", "BPE")  # files of GPT-2's time do not say
     if kind != "BPE":
         raise ValueError(f"its model is {shown(kind)}, and only BPE is supported")
@@ -179,7 +177,7 @@ def refuse_unsupported(content: object, model: object) -> None:
                 )
 
 
-def read_pattern(content: object) -> tuple[str, bool]:
+def read_pattern(content: dict[str, object]) -> tuple[str, bool]:
     """The pattern of a `tokenizer.json`, and whether it is one of OLDER_CL100K.
 
     Raises ValueError unless `pre_tokenizer` is a known regular expression and ByteLevel, or
@@ -212,7 +210,7 @@ def read_pattern(content: object) -> tuple[str, bool]:
     )
 
 
-def read_added_tokens(content: object, vocabulary: Mapping[str, int]) -> dict[str, int]:
+def read_added_tokens(content: dict[str, object], vocabulary: Mapping[str, int]) -> dict[str, int]:
     """The special tokens of a `tokenizer.json`.
 
     Raises ValueError for unsupported ones, and for those whose ids are not what the library makes
@@ -220,7 +218,6 @@ def read_added_tokens(content: object, vocabulary: Mapping[str, int]) -> dict[st
     """
     special_tokens: dict[str, int] = {}
     free = len(vocabulary)
-    assert isinstance(content, dict)
     for entry in field(content, "added_tokens", list) if content.get("added_tokens") else []:
         name, index = field(entry, "content", str), field(entry, "id", int)
         for option in ("single_word", "lstrip", "rstrip"):
@@ -238,7 +235,7 @@ def read_added_tokens(content: object, vocabulary: Mapping[str, int]) -> dict[st
 
 
 def line_end_inside(ranks: Mapping[bytes, int]) -> bytes | None:
-    """A token that has a line end and something else after its last one, if there is any."""
+    """A token that goes on after a line end, without ending in one, if there is any."""
     for token in ranks:
         if (b"\n" in token or b"\r" in token) and token[-1:] not in (b"\n", b"\r"):
             return token
