@@ -13,6 +13,7 @@ from strata.data.preparation import (
     prepare_shards,
     prepare_tokenizer,
 )
+from strata.data.published import published_tokenizer
 from strata.data.shards import TokenShards, build_shards
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "prepare",
     "prepare_shards",
     "prepare_tokenizer",
+    "published_tokenizer",
     "read_windows",
     "spread_windows",
 ]
