@@ -27,51 +27,13 @@ from numpy.typing import NDArray
 
 from strata.tokenizer import encoder, exchange, formats, huggingface, special
 from strata.tokenizer.memory import PADDING, padded, text_bytes
+from strata.tokenizer.merging import MAX_IDS
 from strata.tokenizer.scanner import RULES, character_classes, check_pattern
 from strata.tokenizer.special import SEPARATORS, SPECIAL_TOKENS
 from strata.tokenizer.trainer import Progress, train_merges
+from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary
 
 BATCH_CHARACTERS = 1 << 17  # short texts are encoded together until they have as many
-
-
-class Tables:
-    """A vocabulary as the kernels of encoder.py read it, and of which parts each token is made.
-
-    tokens: the bytes of each id; `plain` says which are learnt tokens and not special.
-
-    Raises ValueError if a token is not a merge of two earlier ones.
-    """
-
-    def __init__(self, tokens: Sequence[bytes], plain: NDArray[np.bool_]) -> None:
-        text = padded(b"".join(tokens))
-        starts = np.zeros(len(tokens) + 1, dtype=np.int64)
-        np.cumsum([len(token) for token in tokens], out=starts[1:])
-        lengths = np.where(plain, np.diff(starts), 0)
-        byte_ids = np.zeros(256, dtype=np.int64)
-        for index, token in enumerate(tokens):
-            if lengths[index] == 1:
-                byte_ids[token[0]] = index
-
-        n_slots = 1 << (2 * len(tokens) - 1).bit_length()
-        self.vocabulary = encoder.Vocabulary(
-            text=text,
-            starts=starts,
-            table=np.zeros((n_slots, 4), dtype=np.int64),
-            byte_ids=byte_ids,
-            byte_pairs=np.full(1 << 16, encoder.NO_MERGE, dtype=np.int64),
-            merges=np.full(n_slots, encoder.NONE, dtype=np.int64),
-        )
-        encoder.fill_table(self.vocabulary, lengths)
-        self.parts = np.full((len(tokens), 2), encoder.NONE, dtype=np.int64)
-        ids = np.empty(len(text), dtype=np.uint32)
-        unreachable = encoder.find_merges(
-            self.vocabulary, lengths, self.parts, ids, encoder.new_workspace()
-        )
-        if unreachable != encoder.NONE:
-            raise ValueError(
-                f"token {unreachable}, {tokens[unreachable]!r}, is not a merge of two earlier "
-                "tokens: these ranks are not those of a byte-pair encoding"
-            )
 
 
 class Tokenizer:
@@ -110,8 +72,8 @@ class Tokenizer:
         if missing:
             raise ValueError(f"the ranks lack {len(missing)} of the 256 bytes, first {missing[0]}")
         ids = [*self.ranks.values(), *self.special_tokens.values()]
-        if min(ids) < 0 or max(ids) >= encoder.MAX_IDS:
-            raise ValueError(f"token ids must lie between 0 and {encoder.MAX_IDS - 1}")
+        if min(ids) < 0 or max(ids) >= MAX_IDS:
+            raise ValueError(f"token ids must lie between 0 and {MAX_IDS - 1}")
         if len(set(ids)) < len(ids):
             twice = next(a for a, b in pairwise(sorted(ids)) if a == b)
             raise ValueError(f"two tokens have the id {twice}")
@@ -267,12 +229,12 @@ class Tokenizer:
     @cached_property
     def merges(self) -> list[tuple[int, int]]:
         """The pair of ids that each token longer than a byte is made of, in order of rank."""
-        pairs = self._tables.parts[list(self.ranks.values())]  # (n_ranks, 2)
+        pairs = self._tables[1][list(self.ranks.values())]  # (n_ranks, 2)
         return [(int(left), int(right)) for left, right in pairs if left >= 0]
 
     @cached_property
-    def _tables(self) -> Tables:
-        return Tables(self._bytes, self.byte_lengths > 0)
+    def _tables(self) -> tuple[Vocabulary, NDArray[np.int64]]:
+        return build_vocabulary(self._bytes, self.byte_lengths > 0)
 
     # --- encoding -----------------------------------------------------------------------------
 
@@ -337,7 +299,7 @@ class Tokenizer:
         if n_bytes > len(ids):
             ids = np.empty(n_bytes, dtype=np.uint32)
         bounds = np.empty(len(texts) + 1, dtype=np.int64)
-        vocabulary, rules = self._tables.vocabulary, RULES[self.pattern]
+        (vocabulary, _), rules = self._tables, RULES[self.pattern]
         encoder.encode_texts(
             source, stops, rules, character_classes(), vocabulary, workspace, ids, bounds
         )
@@ -369,7 +331,7 @@ class Tokenizer:
 
     def _decode(self, ids: Sequence[int] | NDArray[np.integer]) -> memoryview:
         array = self._checked(ids)
-        vocabulary = self._tables.vocabulary
+        vocabulary, _ = self._tables
         length = encoder.decoded_length(array, vocabulary)
         if length < 0:
             raise self._no_token(int(array[-1 - length]), -1 - length)
