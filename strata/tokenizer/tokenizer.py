@@ -18,7 +18,7 @@ from array import array as Array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -292,7 +292,7 @@ class Tokenizer:
         except IndexError:
             workspace = encoder.new_workspace()
         encoded = [text_bytes(text) for text in texts]
-        stops = np.cumsum([len(data) for data in encoded], dtype=np.int64)
+        stops = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
         source = padded(b"".join(encoded))
         n_bytes = len(source) - PADDING
         ids = workspace.ids
