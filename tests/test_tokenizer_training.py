@@ -2,18 +2,21 @@
 
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import rustbpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strata.tokenizer import REGULAR_EXPRESSIONS, Tokenizer, split_words
-from strata.tokenizer.counting import WordCounts
+from strata.tokenizer import REGULAR_EXPRESSIONS, Tokenizer, counting, split_words
+from strata.tokenizer.counting import Words, count_corpus
 from strata.tokenizer.trainer import merge_words, train_merges
 
 
@@ -39,10 +42,15 @@ def tokens_by_rustbpe(documents: list[str], n_merges: int, pattern: str) -> list
 
 
 def all_merges(documents: list[str], pattern: str, limit: int) -> list[tuple[int, int]]:
-    words = WordCounts(pattern)
-    for document in documents:
-        words.add(document)
-    return merge_words(words, limit)
+    return merge_words(count_corpus(documents, pattern, threads=1).words, limit)
+
+
+def counts_of(words: Words) -> dict[bytes, int]:
+    text = words.text.tobytes()
+    bounds = zip(words.starts.tolist(), words.ends.tolist(), strict=True)
+    found = [text[start:end] for start, end in bounds]
+    assert len(set(found)) == len(found)
+    return dict(zip(found, words.counts.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("pattern", ["strata", "cl100k", "gpt2"])
@@ -95,35 +103,62 @@ def test_words_are_counted_once_each_while_the_table_grows() -> None:
     distinct = ["".join(shuffle.choices("abcdefgh", k=26)) for _ in range(80_000)]
     lines = distinct + distinct[::-1]
     documents = [" ".join(lines[i : i + 1_000]) for i in range(0, len(lines), 1_000)]
-    words = WordCounts("strata")
-    for document in documents:
-        words.add(document)
-    bounds = words.starts[: words.n_words + 1].tolist()
-    text = words.text.tobytes()
-    found = {
-        text[a:b]: int(count) for (a, b), count in zip(pairwise(bounds), words.counts, strict=False)
-    }
+    counted = count_corpus(documents, "strata")
     expected = Counter(word for text in documents for word in split_words(text, "strata"))
+    found = counts_of(counted.words)
     assert found == {word.encode(): count for word, count in expected.items()}
-    assert words.n_bytes_read == sum(map(len, documents))
+    assert list(found) == [word.encode() for word in expected]  # in the order of the text
+    assert counted.n_bytes_read == sum(map(len, documents))
 
 
-def test_training_streams_its_documents() -> None:
-    alive = 0
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_streams_its_documents(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "CHARACTERS_AT_ONCE", 10_000)
+    texts = [text[start : start + 500] for text in sources() for start in range(0, len(text), 500)]
+    alive = most_alive = 0
 
     class Document(str):
         def __del__(self) -> None:
             nonlocal alive
-            alive -= 1
+            alive -= len(self)
 
     def documents() -> Iterator[str]:
-        nonlocal alive
-        for text in sources()[:40]:
-            alive += 1
-            assert alive <= 2
+        nonlocal alive, most_alive
+        for text in texts:
+            alive += len(text)
+            most_alive = max(alive, most_alive)
             yield Document(text)
 
-    assert Tokenizer.train(documents(), 1_000).vocab_size == 1_000
+    assert Tokenizer.train(documents(), 1_000, threads=threads).vocab_size == 1_000
+    # A batch for each thread, one that waits, one that is being read; and the next document.
+    batches = 2 if threads == 1 else threads + 3
+    assert most_alive <= batches * 10_500 < sum(map(len, texts)) / 4
+
+
+def test_counts_are_the_same_whichever_thread_ends_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counting, "CHARACTERS_AT_ONCE", 100_000)
+    count_batch = counting.count_batch
+    started, ended = count(), []
+
+    def late(*arguments: Any) -> int:
+        mine = next(started)
+        result = count_batch(*arguments)
+        time.sleep(0.02 if mine % 3 == 0 else 0)
+        ended.append(mine)
+        return result
+
+    documents = sources()
+    expected = count_corpus(documents, "strata", threads=1)
+    monkeypatch.setattr(counting, "count_batch", late)
+    for threads in (2, 5):
+        ended.clear()
+        counted = count_corpus(documents, "strata", threads=threads)
+        assert ended != sorted(ended)
+        for column, same in zip(counted.words, expected.words, strict=True):
+            assert np.array_equal(column, same)
+        assert counted[1:] == expected[1:]
 
 
 def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused() -> None:

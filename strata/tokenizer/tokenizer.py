@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.tokenizer import encoder, formats
+from strata.tokenizer.counting import MAX_WORDS, Progress
 from strata.tokenizer.memory import padded, text_bytes
 from strata.tokenizer.scanner import (
     RULES,
@@ -34,7 +35,7 @@ from strata.tokenizer.scanner import (
     find_words,
     hash_words,
 )
-from strata.tokenizer.trainer import Progress, train_merges
+from strata.tokenizer.trainer import train_merges
 
 DOCUMENT = "<|document|>"  # begins every document of a corpus
 SPECIAL_TOKENS = (DOCUMENT, *(f"<|reserved_{i}|>" for i in range(1, 8)))
@@ -135,12 +136,17 @@ class Tokenizer:
         pattern: str = "strata",
         special_tokens: Sequence[str] | None = None,
         progress: Progress | None = None,
+        threads: int | None = None,
+        max_words: int | None = MAX_WORDS,
     ) -> Tokenizer:
         """Learns a vocabulary of exactly `vocab_size` tokens, bytes and special tokens included.
 
         special_tokens: their names; None means SPECIAL_TOKENS.
         progress: called now and then as progress(stage, done, total) with the stage "reading"
             (bytes; the total is not known and given as 0) or "merging" (merges).
+        threads: how many read and count at once; None means all cores. The result is the same.
+        max_words: how many distinct words are kept while counting; a RuntimeWarning says what was
+            dropped if there are more. None keeps all.
 
         Raises ValueError if the corpus cannot fill the vocabulary.
         """
@@ -152,7 +158,7 @@ class Tokenizer:
                 f"make {256 + len(names)}"
             )
         tokens = [bytes([byte]) for byte in range(256)]
-        for left, right in train_merges(documents, n_merges, pattern, progress):
+        for left, right in train_merges(documents, n_merges, pattern, progress, threads, max_words):
             tokens.append(tokens[left] + tokens[right])
         ranks = {token: index for index, token in enumerate(tokens)}
         return cls(ranks, pattern, {name: len(tokens) + i for i, name in enumerate(names)})
