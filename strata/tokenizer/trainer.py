@@ -4,8 +4,9 @@ The algorithm is that of Sennrich, Haddow and Birch 2016 (section 3.2) on bytes:
 256 bytes as tokens; find the pair of neighbouring tokens that is most frequent within words; make
 it a token; replace it everywhere; repeat. Two observations make it fast.
 
-First, text repeats its words, so they are counted before anything else (counting.py). Merging
-looks at each distinct word once and lets it weigh as much as it occurs often.
+First, text repeats its words, so they are counted before anything else, which is most of the work
+and takes all cores (counting.py). Merging looks at each distinct word once and lets it weigh as
+much as it occurs often.
 
 Second, a merge changes little. The distinct words lie one after another as *nodes*, one for each
 byte; a token is known by its first and its last node. Every node where a token starts knows which
@@ -84,12 +85,18 @@ def merge_words(
     words: Words, n_merges: int, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
     """Merges until there are `n_merges` merges or no pair is left; returns them in order."""
-    n_nodes = int((words.ends - words.starts).sum()) + len(words.counts) + 1
+    n_words, n_bytes = len(words.counts), int((words.ends - words.starts).sum())
+    n_nodes = n_bytes + n_words + 1
     # A merge takes a node away and makes at most two occurrences of new pairs, which bounds the
     # arrays below. Memory that is never written is never taken from the system.
     room = 3 * n_nodes
     if room >= 1 << 31:
-        raise ValueError(f"the distinct words have {n_nodes:,} bytes, too many to be merged")
+        raise ValueError(
+            f"the corpus has {n_words:,} distinct words of together {n_bytes:,} bytes: expected at "
+            f"most {(1 << 31) // 3:,} bytes and words; lower max_words, or train on less text"
+        )
+    if progress is not None:
+        progress("merging", 0, n_merges)
     nodes = Nodes(
         tokens=np.full(n_nodes, NONE, dtype=np.int32),
         weights=np.zeros(n_nodes, dtype=np.int64),
