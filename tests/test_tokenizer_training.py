@@ -177,6 +177,16 @@ def test_words_are_counted_once_each_while_the_table_grows() -> None:
     assert counted.n_bytes_read == sum(map(len, documents))
 
 
+@settings(max_examples=100, deadline=None)
+@given(documents=st.lists(st.text("ab1 \u00e9\n", max_size=12), max_size=12))
+def test_no_word_crosses_the_end_of_a_document(documents: list[str]) -> None:
+    expected = Counter(word.encode() for text in documents for word in split_words(text, "strata"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "CHARACTERS_AT_ONCE", 25)  # some documents a batch,
+        patch.setattr(counting, "WORDS_AT_ONCE", 3)  # some words a call
+        assert counts_of(count_corpus(documents, "strata", threads=1).words) == expected
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_training_streams_its_documents(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "CHARACTERS_AT_ONCE", 10_000)

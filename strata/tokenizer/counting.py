@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import accumulate
 from math import ceil
 from typing import NamedTuple
 
@@ -250,30 +249,52 @@ def count_batch(documents: list[str], rules: Rules, table: WordTable) -> int:
     one before it ends.
     """
     encoded = [text_bytes(document) for document in documents]
+    stops = np.cumsum([len(data) for data in encoded])
     source = padded(b"".join(encoded))
     classes = character_classes()
     bounds = np.zeros(WORDS_AT_ONCE + 1, dtype=np.int64)
     hashes = np.empty(WORDS_AT_ONCE, dtype=np.int64)
     once = np.ones(WORDS_AT_ONCE, dtype=np.int64)
-    n_found = position = 0
-
-    def count_found() -> None:
-        found = slice(0, n_found)
-        ends = bounds[1 : n_found + 1]
-        table.add(Words(source, bounds[found], ends, hashes[found], once[found]))
+    position = document = 0
+    while position < stops[-1]:
         bounds[0] = position
-
-    for stop in accumulate(map(len, encoded)):
-        while position < stop:
-            if n_found == WORDS_AT_ONCE:
-                count_found()
-                n_found = 0
-            n_words, position = find_words(
-                source, position, stop, rules, classes, bounds[n_found + 1 :], hashes[n_found:]
-            )
-            n_found += n_words
-    count_found()
+        n_words, position, document = find_words_of_documents(
+            source, position, stops, document, rules, classes, bounds[1:], hashes
+        )
+        ends = bounds[1 : n_words + 1]
+        table.add(Words(source, bounds[:n_words], ends, hashes[:n_words], once[:n_words]))
     return position
+
+
+# It has the code of find_words in it: to Numba's cache, a change of scanner.py is none of this
+# file. After editing that file, delete strata/tokenizer/__pycache__.
+@kernel
+def find_words_of_documents(
+    source: NDArray[np.uint8],
+    position: int,
+    stops: NDArray[np.int64],
+    document: int,
+    rules: Rules,
+    classes: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+    hashes: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """`find_words` from `position`, in `document`, on, until `ends` is full or no document is left.
+
+    Document i ends at stops[i], where the next one starts. To call a kernel takes longer than to
+    find the words of a document of a few lines, so they are not found one document a call.
+
+    Returns the number of words and where to go on: the position, and the document that it is in.
+    """
+    n_found = 0
+    while document < len(stops) and n_found < len(ends):
+        n_words, position = find_words(
+            source, position, stops[document], rules, classes, ends[n_found:], hashes[n_found:]
+        )
+        n_found += n_words
+        if position == stops[document]:
+            document += 1
+    return n_found, position, document
 
 
 @kernel
