@@ -8,7 +8,8 @@ from, so a second call with the same configuration opens files and computes noth
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from strata.data.files import find_files, read_documents
 from strata.data.progress import building
 from strata.data.shards import TokenShards, build_shards
 from strata.tokenizer import SPECIAL_TOKENS, Tokenizer
+from strata.tokenizer.counting import Progress
 
 # A vocabulary is settled long before this much text: further words are rarer than its last merges.
 TOKENIZER_TRAINING_BYTES = 2_000_000_000
@@ -93,38 +95,51 @@ def prepare_tokenizer(
     path = folder / f"{full_name}.json"
     if path.exists():
         return Tokenizer.load(path)
-    what = f"training a tokenizer of {data.tokenizer_vocab_size:,} tokens"
-    total = data.tokenizer_vocab_size - 256 - len(SPECIAL_TOKENS)
-    with building(what, total, unit="merges", progress=progress) as advance:
-        n_merges = 0
-
-        def report(stage: str, done: int, _total: int) -> None:
-            nonlocal n_merges
-            if stage == "merging":
-                advance(done - n_merges)
-                n_merges = done
-
+    with ExitStack() as bar:
         tokenizer = Tokenizer.train(
-            _read_for_tokenizer(corpus, progress),
+            _first_bytes(corpus.documents("train"), TOKENIZER_TRAINING_BYTES),
             data.tokenizer_vocab_size,
             pattern=data.pattern,
-            progress=report,
+            progress=_show_stages(bar, corpus, data.tokenizer_vocab_size) if progress else None,
         )
     write_whole(path, tokenizer.save)
     return tokenizer
 
 
-def _read_for_tokenizer(corpus: Corpus, progress: bool) -> Iterator[str]:
-    total = min(TOKENIZER_TRAINING_BYTES, corpus.expected_bytes("train"))
+def _show_stages(bar: ExitStack, corpus: Corpus, vocab_size: int) -> Progress:
+    """A callback for `Tokenizer.train` that shows one bar after another, the open one on `bar`."""
+    n_bytes = min(TOKENIZER_TRAINING_BYTES, corpus.expected_bytes("train"))
+    n_merges = vocab_size - 256 - len(SPECIAL_TOKENS)
+    bars = {
+        "reading": building("counting words for the tokenizer", n_bytes),
+        "merging": building(
+            f"training a tokenizer of {vocab_size:,} tokens", n_merges, unit="merges"
+        ),
+    }
+    shown = ""
+    done_before = 0
+    advance: Callable[[int], None]
+
+    def report(stage: str, done: int, _total: int) -> None:
+        nonlocal shown, done_before, advance
+        if stage != shown:
+            bar.close()
+            advance = bar.enter_context(bars[stage])
+            shown, done_before = stage, 0
+        advance(done - done_before)
+        done_before = done
+
+    return report
+
+
+def _first_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    """Documents until they have this many bytes together."""
     n_bytes = 0
-    with building("reading for the tokenizer", total, progress=progress) as advance:
-        for text in corpus.documents("train"):
-            yield text
-            size = len(text.encode())
-            advance(size)
-            n_bytes += size
-            if n_bytes >= TOKENIZER_TRAINING_BYTES:
-                return
+    for text in documents:
+        yield text
+        n_bytes += len(text) if text.isascii() else len(text.encode())
+        if n_bytes >= limit:
+            return
 
 
 def prepare_shards(

@@ -68,8 +68,9 @@ def encode_texts(
     ids: as many as there are bytes, for no token is shorter; text i becomes
     ids[bounds[i]:bounds[i + 1]]. Both are written.
     """
-    position = n_ids = np.int64(0)  # a plain 0 would be a type of its own and compile all twice
     bounds[0] = 0
+    # From `bounds`, since a constant 0 is a type of its own: all would be compiled twice.
+    position = n_ids = int(bounds[0])
     for i in range(len(stops)):
         while position < stops[i]:
             start = position

@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.tokenizer import encoder, exchange, formats, huggingface, special
+from strata.tokenizer.counting import MAX_WORDS, Progress
 from strata.tokenizer.memory import PADDING, padded, text_bytes
 from strata.tokenizer.merging import MAX_IDS
 from strata.tokenizer.scanner import RULES, character_classes, check_pattern
 from strata.tokenizer.special import SEPARATORS, SPECIAL_TOKENS
-from strata.tokenizer.trainer import Progress, train_merges
+from strata.tokenizer.trainer import train_merges
 from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary
 
 BATCH_CHARACTERS = 1 << 17  # short texts are encoded together until they have as many
@@ -90,12 +91,17 @@ class Tokenizer:
         pattern: str = "strata",
         special_tokens: Sequence[str] | None = None,
         progress: Progress | None = None,
+        threads: int | None = None,
+        max_words: int | None = MAX_WORDS,
     ) -> Tokenizer:
         """Learns a vocabulary of exactly `vocab_size` tokens, bytes and special tokens included.
 
         special_tokens: their names; None means SPECIAL_TOKENS.
         progress: called now and then as progress(stage, done, total) with the stage "reading"
             (bytes; the total is not known and given as 0) or "merging" (merges).
+        threads: how many read and count at once; None means all cores. The result is the same.
+        max_words: how many distinct words are kept while counting; a RuntimeWarning says what was
+            dropped if there are more. None keeps all.
 
         Raises ValueError if the corpus cannot fill the vocabulary.
         """
@@ -107,7 +113,7 @@ class Tokenizer:
                 f"make {256 + len(names)}"
             )
         tokens = [bytes([byte]) for byte in range(256)]
-        for left, right in train_merges(documents, n_merges, pattern, progress):
+        for left, right in train_merges(documents, n_merges, pattern, progress, threads, max_words):
             tokens.append(tokens[left] + tokens[right])
         ranks = {token: index for index, token in enumerate(tokens)}
         return cls(ranks, pattern, {name: len(tokens) + i for i, name in enumerate(names)})

@@ -4,8 +4,9 @@ The algorithm is that of Sennrich, Haddow and Birch 2016 (section 3.2) on bytes:
 256 bytes as tokens; find the pair of neighbouring tokens that is most frequent within words; make
 it a token; replace it everywhere; repeat. Two observations make it fast.
 
-First, text repeats its words, so they are counted before anything else (counting.py). Merging
-looks at each distinct word once and lets it weigh as much as it occurs often.
+First, text repeats its words, so they are counted before anything else, which is most of the work
+and takes all cores (counting.py). Merging looks at each distinct word once and lets it weigh as
+much as it occurs often.
 
 Second, a merge changes little. The distinct words lie one after another as *nodes*, one for each
 byte; a token is known by its first and its last node. Every node where a token starts knows which
@@ -24,39 +25,40 @@ merged first, the rule of karpathy/rustbpe, with which the result agrees merge f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.counting import WordCounts
+from strata.tokenizer.counting import MAX_WORDS, Progress, Words, count_corpus
 from strata.tokenizer.memory import Integer, inner, kernel
-
-Progress = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known
 
 MERGES_AT_ONCE = 1024
 NONE = -1  # no pair starts at this node; no token lies at this node
 
 
 def train_merges(
-    documents: Iterable[str], n_merges: int, pattern: str, progress: Progress | None = None
+    documents: Iterable[str],
+    n_merges: int,
+    pattern: str,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    max_words: int | None = MAX_WORDS,
 ) -> list[tuple[int, int]]:
     """The first `n_merges` merges: merge i makes token 256 + i of a pair of earlier tokens.
 
+    threads, max_words: see `count_corpus`; merging itself takes one thread.
+
     Raises ValueError if the corpus does not allow so many.
     """
-    words = WordCounts(pattern)
-    for document in documents:
-        words.add(document)
-        if progress is not None:
-            progress("reading", words.n_bytes_read, 0)
-    merges = merge_words(words, n_merges, progress)
+    counted = count_corpus(documents, pattern, threads, max_words, progress)
+    merges = merge_words(counted.words, n_merges, progress)
     if len(merges) < n_merges:
         raise ValueError(
-            f"the corpus ({words.n_bytes_read:,} bytes, {words.n_words:,} distinct words) allows "
-            f"only {len(merges):,} merges, but the vocabulary asks for {n_merges:,}: "
-            "train on more text, or ask for fewer tokens"
+            f"the corpus ({counted.n_bytes_read:,} bytes, {len(counted.words.counts):,} distinct "
+            f"words) allows only {len(merges):,} merges, but the vocabulary asks for "
+            f"{n_merges:,}: train on more text, or ask for fewer tokens"
         )
     return merges
 
@@ -80,15 +82,21 @@ class Pairs(NamedTuple):
 
 
 def merge_words(
-    words: WordCounts, n_merges: int, progress: Progress | None = None
+    words: Words, n_merges: int, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
     """Merges until there are `n_merges` merges or no pair is left; returns them in order."""
-    n_nodes = int(words.starts[words.n_words]) + words.n_words + 1
+    n_words, n_bytes = len(words.counts), int((words.ends - words.starts).sum())
+    n_nodes = n_bytes + n_words + 1
     # A merge takes a node away and makes at most two occurrences of new pairs, which bounds the
     # arrays below. Memory that is never written is never taken from the system.
     room = 3 * n_nodes
     if room >= 1 << 31:
-        raise ValueError(f"the distinct words have {n_nodes:,} bytes, too many to be merged")
+        raise ValueError(
+            f"the corpus has {n_words:,} distinct words of together {n_bytes:,} bytes: expected at "
+            f"most {(1 << 31) // 3:,} bytes and words; lower max_words, or train on less text"
+        )
+    if progress is not None:
+        progress("merging", 0, n_merges)
     nodes = Nodes(
         tokens=np.full(n_nodes, NONE, dtype=np.int32),
         weights=np.zeros(n_nodes, dtype=np.int64),
@@ -102,7 +110,7 @@ def merge_words(
         places=np.empty(room, dtype=np.int32),
     )
     heap = np.empty((room, 3), dtype=np.int64)  # rows of (count when put in, key, pair)
-    lay_out_words(words.text, words.starts[: words.n_words + 1], words.counts, nodes)
+    lay_out_words(words, nodes)
     n_pairs = find_byte_pairs(nodes, pairs, np.full(65_536, NONE, dtype=np.int32))
 
     n_places = int(pairs.n_places[:n_pairs].sum())
@@ -126,15 +134,13 @@ def merge_words(
 
 
 @kernel
-def lay_out_words(
-    text: NDArray[np.uint8], starts: NDArray[np.int64], counts: NDArray[np.int64], nodes: Nodes
-) -> None:
+def lay_out_words(words: Words, nodes: Nodes) -> None:
     """Writes the words' bytes as nodes."""
     node = 1
-    for word in range(len(starts) - 1):
-        for i in range(starts[word], starts[word + 1]):
-            nodes.tokens[node] = text[i]
-            nodes.weights[node] = counts[word]
+    for word in range(len(words.counts)):
+        for place in range(words.starts[word], words.ends[word]):
+            nodes.tokens[node] = words.text[place]
+            nodes.weights[node] = words.counts[word]
             node += 1
         node += 1
 
