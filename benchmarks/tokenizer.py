@@ -35,7 +35,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from strata import Corpus, Tokenizer
 from strata.tokenizer import REGULAR_EXPRESSIONS
-from strata.tokenizer.formats import ONIGURUMA
+from strata.tokenizer.huggingface import ONIGURUMA
 
 VOCABULARY = 86_400
 PATTERN = "strata"

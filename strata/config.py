@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 import tomli_w
 
 from strata.presets import PRESETS
+from strata.storage import write_whole
 
 
 def _number(default: float, low: float | None = None, high: float | None = None) -> Any:
@@ -349,9 +350,7 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write every field as TOML, losslessly; the file is replaced whole."""
-        partial = Path(path).with_name(f".{Path(path).name}.partial")
-        partial.write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
-        partial.replace(path)
+        write_whole(Path(path), tomli_w.dumps(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

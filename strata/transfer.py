@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import far_end
-from strata.data.cache import cache_dir
 from strata.far_end import INPUTS, RECORD, TransferError, choose, differing, keep_only, place
+from strata.storage import cache_dir
 
 __all__ = ["Status", "TransferError", "Transferred", "pull", "push", "run", "status"]
 

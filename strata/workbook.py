@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.config import Config
+from strata.storage import write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -204,10 +205,8 @@ def read_stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _write_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
-    temporary = folder / "stamps.json.new"
     entries = {name: asdict(stamp) for name, stamp in stamps.items()}
-    temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / "stamps.json")
+    write_whole(folder / "stamps.json", json.dumps(entries, indent=1) + "\n")
 
 
 # ---- Execution, and its one line of progress ----------------------------------------------------

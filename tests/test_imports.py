@@ -10,20 +10,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "strata"
 
 # What each part may import of the others. A new part has to be placed here.
-CORE = {"config", "tokenizer", "data", "model"}
+CORE = {"storage", "config", "tokenizer", "data", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "storage": set(),
     "presets": set(),
-    "config": {"presets"},
-    "tokenizer": set(),
-    "data": {"config", "tokenizer"},
+    "config": {"storage", "presets"},
+    "tokenizer": {"storage"},
+    "data": {"storage", "config", "tokenizer"},
     "model": {"config"},
     "training": CORE,
     "evaluation": CORE,
     "ablations": CORE | {"presets", "training", "evaluation"},
-    "paper": {"config"},
-    "workbook": {"config", "data", "paper"},
+    "paper": {"storage", "config"},
+    "workbook": {"storage", "config", "data", "paper"},
     "far_end": set(),
-    "transfer": {"config", "data", "far_end"},
+    "transfer": {"storage", "config", "data", "far_end"},
     "doctor": {"config", "data", "model", "training", "workbook"},
     "commands": CORE
     | {"training", "evaluation", "ablations", "paper", "workbook", "transfer", "doctor"},

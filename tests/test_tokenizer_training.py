@@ -22,7 +22,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from strata.tokenizer import REGULAR_EXPRESSIONS, Tokenizer, counting, split_words
 from strata.tokenizer.counting import Words, count_corpus
-from strata.tokenizer.formats import ONIGURUMA
+from strata.tokenizer.huggingface import ONIGURUMA
 from strata.tokenizer.trainer import merge_words, train_merges
 
 

@@ -3,7 +3,6 @@
 `prepare` does all of it for one configuration and keeps what it made in `cache_dir()`.
 """
 
-from strata.data.cache import cache_dir
 from strata.data.corpus import Corpus, SourceSummary, absolute_spec
 from strata.data.loader import Batch, Loader, read_windows, spread_windows
 from strata.data.preparation import (
@@ -15,6 +14,7 @@ from strata.data.preparation import (
 )
 from strata.data.published import published_tokenizer
 from strata.data.shards import TokenShards, build_shards
+from strata.storage import cache_dir
 
 __all__ = [
     "Batch",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 from strata.data import files, hub, installed
-from strata.data.cache import cache_dir, write_whole
 from strata.data.progress import building
+from strata.storage import cache_dir, write_whole
 
 Split = Literal["train", "validation"]
 
@@ -323,7 +323,7 @@ def _record_path(fingerprint: Iterable[object]) -> Path:
 
 
 def _write_record(path: Path, record: object) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(record), "utf-8"))
+    write_whole(path, json.dumps(record))
 
 
 def _empty_totals() -> Totals:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strata.config import DataConfig
-from strata.data.cache import cache_dir, write_whole
 from strata.data.corpus import Corpus, Split
 from strata.data.files import find_files, read_documents
 from strata.data.progress import building
 from strata.data.shards import TokenShards, build_shards
+from strata.storage import cache_dir
 from strata.tokenizer import SPECIAL_TOKENS, Tokenizer
 from strata.tokenizer.counting import Progress
 
@@ -89,7 +89,7 @@ def prepare_tokenizer(
         if path.exists():
             return Tokenizer.load(path)
         tokenizer = prepare_tokenizer(corpus, data, progress=progress).truncate(vocab_size)
-        write_whole(path, tokenizer.save)
+        tokenizer.save(path)
         return tokenizer
 
     path = folder / f"{full_name}.json"
@@ -102,7 +102,7 @@ def prepare_tokenizer(
             pattern=data.pattern,
             progress=_show_stages(bar, corpus, data.tokenizer_vocab_size) if progress else None,
         )
-    write_whole(path, tokenizer.save)
+    tokenizer.save(path)
     return tokenizer
 
 

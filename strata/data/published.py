@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import fsspec
 
-from strata.data.cache import cache_dir, write_whole
+from strata.storage import cache_dir, write_whole
 from strata.tokenizer import Tokenizer
 
 LARGEST = 1 << 24  # bytes; no published file has as many
@@ -81,7 +81,7 @@ def published_file(file: PublishedFile) -> Path:
     content = _kept_by_tiktoken(file)
     if content is None:
         content = _fetched(file, path)
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    write_whole(path, content)
     return path
 
 

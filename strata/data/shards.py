@@ -26,8 +26,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.data.cache import sync_folder, temporary_beside
 from strata.data.progress import building
+from strata.storage import sync_folder, temporary_beside
 
 SHARDS_FORMAT = "strata-shards-1"
 MANIFEST = "manifest.json"

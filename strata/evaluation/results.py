@@ -8,7 +8,6 @@ log-likelihoods behind it. `compare_results` puts two models side by side, item 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from strata.evaluation.comparison import Difference, paired_difference
 from strata.evaluation.tasks import TASKS
+from strata.storage import write_whole
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,8 @@ def columns(
 
 def save_results(results: Mapping[str, TaskResult], path: str | Path) -> None:
     """Write results as JSON, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
     fields = {name: result.to_dict() for name, result in results.items()}
-    unfinished.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(Path(path), json.dumps(fields, indent=1) + "\n")
 
 
 def load_results(path: str | Path) -> dict[str, TaskResult]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from strata.config import Config
-from strata.data.cache import write_whole
 from strata.evaluation.generation import generate
 from strata.model import Transformer
+from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
 
 _HEADING = "==== after step "
@@ -78,4 +78,4 @@ class SampleWriter:
         ]
         parts = [*kept, f"{trainer.step} ====\n{text}\n\n"]
         whole = "".join(_HEADING + part for part in parts)
-        write_whole(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
+        write_whole(path, whole)

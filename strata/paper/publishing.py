@@ -13,7 +13,8 @@ from pathlib import Path
 from strata.config import Config
 from strata.paper import latex
 from strata.paper.latex import build_pdf
-from strata.paper.results import Entry, Results, from_json, json_bytes, read_results, write_whole
+from strata.paper.results import Entry, Results, from_json, json_bytes, read_results
+from strata.storage import write_whole
 
 
 def publish(run_dir: str | Path, root: str | Path) -> list[Path]:

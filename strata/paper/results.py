@@ -10,9 +10,7 @@ import io
 import json
 import math
 import numbers
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from matplotlib.figure import Figure
 
 from strata.paper import latex
 from strata.paper.latex import Plain
+from strata.storage import write_whole
 
 Entry = dict[str, Any]  # one result as values.json holds it
 Results = dict[str, dict[str, Entry]]  # values, tables and figures, by name
@@ -244,15 +243,3 @@ def _store(kind: str, name: str, entry: Entry) -> None:
 
 def json_bytes(tree: object) -> bytes:
     return (json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-    return path

@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strata.tokenizer.formats import parse, reading, shown, token_ids, write_whole
+from strata.storage import write_whole
+from strata.tokenizer.formats import parse, reading, shown, token_ids
 
 if TYPE_CHECKING:
     from strata.tokenizer.tokenizer import Tokenizer

@@ -9,12 +9,13 @@ ValueError. exchange.py and huggingface.py, for the files of other libraries, sh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+
+from strata.storage import write_whole
 
 if TYPE_CHECKING:
     from strata.tokenizer.tokenizer import Tokenizer
@@ -172,13 +173,3 @@ def token_ids(content: dict[str, object]) -> dict[str, int]:
 def shown(value: object) -> str:
     """A value out of a file, short enough for a message."""
     return f"{value!r:.60}" if value is not None else "nothing"
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a file so that it appears whole or not at all, whoever else writes it meanwhile."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(content, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

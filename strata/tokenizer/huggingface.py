@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strata.storage import write_whole
 from strata.tokenizer.exchange import check_merges, printable, read_merge, unprintable
-from strata.tokenizer.formats import field, parse, reading, shown, token_ids, write_whole
+from strata.tokenizer.formats import field, parse, reading, shown, token_ids
 
 if TYPE_CHECKING:
     from strata.tokenizer.tokenizer import Tokenizer

@@ -126,14 +126,6 @@ def prune_checkpoints(run_dir: Path, step: int, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file by new content, such that it holds the old or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(partial)
-    partial.replace(path)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,8 +16,8 @@ import torch
 
 from strata.config import Config
 from strata.data import Prepared, TokenShards, cache_dir
+from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
-from strata.training.checkpoint import write_whole
 from strata.training.device import Runtime, processor_name
 
 _PACKAGES = ("torch", "numpy", "numba", "safetensors", "pyarrow")

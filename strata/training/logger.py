@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from strata.training.checkpoint import write_whole
+from strata.storage import write_whole
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -31,12 +31,12 @@ from torch import Tensor
 from strata.config import Config, TrainingConfig
 from strata.data import Loader, Prepared, prepare, read_windows, spread_windows
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
+from strata.storage import write_whole
 from strata.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
-    write_whole,
 )
 from strata.training.device import Runtime, apply_runtime, choose_runtime, matmul_flops
 from strata.training.distributed import join_processes, parallel_loss, without_averaging

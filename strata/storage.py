@@ -1,20 +1,21 @@
-"""Where prepared data rests between runs, and how a file there is written whole or not at all.
+"""Files: written whole or not at all, and where prepared data rests between runs.
 
     cache_dir()/corpora/<fingerprint>.json                    what a corpus was found to hold
     cache_dir()/tokenizers/<corpus>-<pattern>-<size>.json     trained tokenizers, and truncations
                                                               of them, with their size after it
     cache_dir()/vocabularies/                                 vocabularies as others published them
     cache_dir()/shards/<corpus>-<tokenizer>-<split>/          token shards and their manifest
+    cache_dir()/kernels/<hash>/                               the tokenizer's machine code, where
+                                                              it cannot lie beside its source
 
-Everything in it can be made or fetched again; deleting the folder costs time and nothing else.
-Names hold the hashes of what the content depends on, so an entry never goes stale: it is just no
-longer asked for.
+Everything in the cache can be made or fetched again; deleting the folder costs time and nothing
+else. Names hold the hashes of what the content depends on, so an entry never goes stale: it is just
+no longer asked for.
 """
 
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -51,23 +52,22 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make the file `path` so that any reader, at any instant, sees all of it or none.
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file so that any reader, at any instant, sees all of it or what was there before.
 
-    It is written under a temporary name in the same folder, reaches the disk, and is renamed. Of
-    several processes that write the same path at once the last wins; none sees another's half.
-
-    Args:
-        path: the final name; its folder is made.
-        write: called with the temporary name, writes the file there.
+    It is written under a temporary name in the same folder, which is made if need be, reaches the
+    disk, and is renamed. Of several that write the same path at once the last wins; none sees
+    another's half. Text is written as UTF-8, its line ends as they are. Returns `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return path
