@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import random
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,6 +16,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import strata
 from strata.tokenizer import REGULAR_EXPRESSIONS, SPECIAL_TOKENS, Tokenizer, merge_steps
 
 PATTERNS = ("strata", "cl100k", "gpt2")
@@ -129,9 +132,17 @@ def test_random_ranks_merge_as_defined(word: str, seed: int) -> None:
         " " * 200_000,
         "".join(random.Random(0).choices("abcde", k=200_000)),
         "\u00e9" * 1_000_000,
+        "".join(random.Random(0).choices("etaoinshrdlu", k=1_000_000)),
         "".join(random.Random(0).choices("abcdefghijklmnoPQRSTUVWXYZ0123456789+/", k=10_000_000)),
     ],
-    ids=["a letter", "spaces", "letters", "a letter of two bytes", "10 MB without a space"],
+    ids=[
+        "a letter",
+        "spaces",
+        "letters",
+        "a letter of two bytes",
+        "a megabyte",
+        "10 MB without a space",
+    ],
 )
 def test_long_words_take_no_quadratic_time(word: str) -> None:
     tokenizer = trained("strata")
@@ -192,8 +203,36 @@ def test_broken_characters_are_replaced_unless_decoding_is_strict() -> None:
 
 @pytest.mark.parametrize("bad", [4_000, -1, 2**40, 2**70])
 def test_an_id_that_is_no_token_is_refused(bad: int) -> None:
-    with pytest.raises(ValueError, match=r"4000|integers"):
+    with pytest.raises(ValueError, match=rf"^{bad} \(at position 1\)"):
         trained("strata").decode([65, bad])
+
+
+@pytest.mark.parametrize("bad", [b"abc", "abc", [1.5], ["a"], None, 5, [[1]], np.array([True])])
+def test_what_is_no_sequence_of_ids_is_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match="sequence of integers"):
+        trained("strata").decode(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [None, b"abc", 5])
+def test_what_is_no_text_is_refused(bad: object) -> None:
+    tokenizer = trained("strata")
+    with pytest.raises(ValueError, match="must be a str"):
+        tokenizer.encode_array(bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be a str"):
+        tokenizer.encode_batch(["text", bad])  # type: ignore[list-item]
+
+
+def test_one_text_is_not_taken_for_many() -> None:
+    with pytest.raises(ValueError, match="not one str"):
+        trained("strata").encode_batch("text")
+    with pytest.raises(ValueError, match="not one str"):
+        Tokenizer.train("text", 300)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads={threads}"):
+        trained("strata").encode_batch(["text"], threads)
 
 
 def test_ids_may_be_arrays_of_any_integers() -> None:
@@ -375,16 +414,49 @@ print(json.dumps(len(recorder.buffer)))
     assert json.loads(run_python(code)) == 0
 
 
-def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from numba.core import caching
+COUNT_WORDS = "from strata.tokenizer import split_words; print(len(split_words('a b c', 'gpt2')))"
 
-    from strata.tokenizer.memory import kernel
 
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+def a_copy_of_the_package(folder: Path, **environment: str) -> tuple[Path, dict[str, str]]:
+    """The folder of the tokenizer in a copy of Strata, and the environment that imports it."""
+    caches = shutil.ignore_patterns("__pycache__")
+    package = shutil.copytree(Path(strata.__file__).parent, folder / "strata", ignore=caches)
+    return package / "tokenizer", {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1", **environment}
 
-    def double(number: int) -> int:
-        return 2 * number
 
-    assert kernel(double)(21) == 42
+def test_machine_code_is_kept_by_the_hash_of_its_sources(tmp_path: Path) -> None:
+    package, where = a_copy_of_the_package(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert run_python(COUNT_WORDS, **where) == "3\n"
+    # Numba alone looks at the time of the kernel's own file, and would not notice this.
+    scanner = package / "scanner.py"
+    before = scanner.stat()
+    source = scanner.read_text("utf-8").replace("digits > 0", "digits > 1")
+    scanner.write_text(source, "utf-8")
+    os.utime(scanner, ns=(before.st_atime_ns, before.st_mtime_ns))
+    digits = "from strata.tokenizer import split_words; print(split_words('123', 'cl100k'))"
+    assert run_python(digits, **where) == "['12', '3']\n"
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    obstacle = tmp_path / "file"
+    obstacle.touch()
+    assert run_python(COUNT_WORDS, NUMBA_CACHE_DIR=str(obstacle)) == "3\n"
+    package, where = a_copy_of_the_package(tmp_path, NUMBA_CACHE_DIR="", STRATA_CACHE=str(tmp_path))
+    (package / "__pycache__").touch()
+    assert run_python(COUNT_WORDS, **where) == "3\n"
+    assert len(list((tmp_path / "kernels").iterdir())) == 1
+    assert run_python(COUNT_WORDS, **{**where, "STRATA_CACHE": str(obstacle)}) == "3\n"
+
+
+def test_a_full_disk_is_no_obstacle(tmp_path: Path) -> None:
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+    assert run_python(limited + COUNT_WORDS, NUMBA_CACHE_DIR=str(tmp_path)) == "3\n"
+
+
+def test_a_pickled_tokenizer_holds_nothing_that_can_be_derived() -> None:
+    tokenizer = trained("strata").truncate(400)
+    size = len(pickle.dumps(tokenizer))
+    tokenizer.encode("text")
+    assert len(pickle.dumps(tokenizer)) == size
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("text") == tokenizer.encode("text")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from strata.data.progress import building
 from strata.storage import sync_folder, temporary_beside
+from strata.tokenizer.memory import in_batches
 
 SHARDS_FORMAT = "strata-shards-1"
 MANIFEST = "manifest.json"
@@ -284,26 +285,13 @@ def _encode_ahead(
     """Batches of documents with their ids, in order, always with one more batch being encoded."""
     with ThreadPoolExecutor(max_workers=1) as encoder:
         waiting: tuple[list[str], Future[Sequence[Tokens]]] | None = None
-        for texts in _batches(documents):
+        for texts in in_batches(documents, BATCH_CHARACTERS):
             coming = texts, encoder.submit(tokenizer.encode_batch, texts, threads)
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = coming
         if waiting is not None:
             yield waiting[0], waiting[1].result()
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    texts: list[str] = []
-    n_characters = 0
-    for text in documents:
-        texts.append(text)
-        n_characters += len(text)
-        if n_characters >= BATCH_CHARACTERS:
-            yield texts
-            texts, n_characters = [], 0
-    if texts:
-        yield texts
 
 
 def _rename_whole(finished: Path, folder: Path) -> None:

@@ -16,10 +16,9 @@ text they stood for is reported. They matter least: a merge is worth what it occ
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from math import ceil
@@ -28,7 +27,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import PADDING, kernel, load_byte, padded, same_bytes, text_bytes
+from strata.tokenizer.memory import (
+    PADDING,
+    in_batches,
+    kernel,
+    load_byte,
+    padded,
+    same_bytes,
+    text_bytes,
+    thread_count,
+)
 from strata.tokenizer.scanner import RULES, Rules, character_classes, check_pattern, find_words
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known
@@ -161,9 +169,8 @@ def count_corpus(
 
     Raises ValueError for an unknown pattern, and if `threads` or `max_words` is less than 1.
     """
-    for name, value in {"threads": threads, "max_words": max_words}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected a number of at least 1, or None")
+    if max_words is not None and max_words < 1:
+        raise ValueError(f"max_words={max_words}: expected a number of at least 1, or None")
     rules = RULES[check_pattern(pattern)]
     idle: list[WordTable] = []  # tables that can be used again
 
@@ -180,7 +187,8 @@ def count_corpus(
     total = WordTable()
     n_bytes_read = 0
     dropped = Dropped()
-    with closing(in_order(count, in_batches(documents), threads or available_cores())) as counted:
+    batches = in_batches(documents, CHARACTERS_AT_ONCE)
+    with closing(in_order(count, batches, thread_count(threads))) as counted:
         for table, n_bytes in counted:
             total.add(table.words())
             idle.append(table)
@@ -196,30 +204,9 @@ def count_corpus(
             f"occurrences, which are {dropped.n_bytes / n_bytes_read:.2%} of its bytes. Merges "
             "learnt from the rest may differ; raise max_words if there is memory for it",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=4,  # the call of Tokenizer.train
         )
     return WordCounts(total.words(), n_bytes_read, dropped)
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """The documents, in lists of as many as make CHARACTERS_AT_ONCE."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= CHARACTERS_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def in_order(

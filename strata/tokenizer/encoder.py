@@ -1,4 +1,4 @@
-"""From texts to token ids and back: the kernels of `Tokenizer`.
+"""From texts to token ids and back: what `Tokenizer` does it with.
 
 A word's tokens are what merging makes of it (merging.py). Two observations make that rare.
 
@@ -13,15 +13,28 @@ where a word overwrites whichever word had its place before.
 
 from __future__ import annotations
 
+from array import array as Array
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import inner, kernel, load_word, prefetch, same_bytes, store_word
-from strata.tokenizer.merging import LONGEST_SHORT_WORD, merge_word
-from strata.tokenizer.scanner import Rules, find_words
-from strata.tokenizer.vocabulary import Vocabulary, last_bytes
+from strata.tokenizer.memory import (
+    PADDING,
+    inner,
+    kernel,
+    load_word,
+    padded,
+    prefetch,
+    same_bytes,
+    store_word,
+    text_bytes,
+)
+from strata.tokenizer.merging import LONGEST_SHORT_WORD, MAX_IDS, merge_word
+from strata.tokenizer.scanner import Rules, character_classes, find_words
+from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary, last_bytes
 
 WORDS_AT_ONCE = 512  # few enough to stay in the processor's nearest cache
 WORDS_AHEAD = 8
@@ -50,6 +63,74 @@ def new_workspace() -> Workspace:
         hashes=np.empty(WORDS_AT_ONCE, dtype=np.int64),
         ids=np.empty(SHORT_TEXTS, dtype=np.uint32),
     )
+
+
+class Coder:
+    """Encodes and decodes for a `Tokenizer`: its tables, and workspaces that threads share.
+
+    tokens: the bytes of each id; `plain` says which are learnt tokens and not special.
+
+    Raises ValueError if a token is not a merge of two earlier ones.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], plain: NDArray[np.bool_], rules: Rules) -> None:
+        self.vocabulary, self.parts = build_vocabulary(tokens, plain)
+        self._rules = rules
+        self._workspaces: list[Workspace] = []  # those that no thread uses now
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each of some texts, all encoded by one call of the kernel."""
+        encoded = [text_bytes(text) for text in texts]
+        stops = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
+        source = padded(b"".join(encoded))
+        bounds = np.empty(len(texts) + 1, dtype=np.int64)
+        try:
+            workspace = self._workspaces.pop()
+        except IndexError:
+            workspace = new_workspace()
+        ids = workspace.ids
+        if len(source) > len(ids):
+            ids = np.empty(len(source), dtype=np.uint32)
+        classes = character_classes()
+        encode_texts(source, stops, self._rules, classes, self.vocabulary, workspace, ids, bounds)
+        result = [ids[begin:end].copy() for begin, end in pairwise(bounds.tolist())]
+        self._workspaces.append(workspace)
+        return result
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> memoryview:
+        """The bytes of these ids. Raises ValueError if one is no token, or they are no integers."""
+        array = as_array(ids)
+        length = decoded_length(array, self.vocabulary)
+        if length < 0:
+            raise no_token(int(array[-1 - length]), -1 - length)
+        output = np.empty(length + PADDING, dtype=np.uint8)
+        decode_ids(array, self.vocabulary, output)
+        return output[:length].data
+
+
+def as_array(ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint32]:
+    """Ids as the kernels want them; raises ValueError if they are no integers or no ids at all."""
+    if not isinstance(ids, list | tuple):
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size > 0 and array.dtype.kind not in "iu"):
+            raise ValueError(f"ids must be a sequence of integers, not {ids!r:.80}")
+        if array.dtype == np.uint32:
+            array = np.ascontiguousarray(array).view()
+            array.flags.writeable = False  # to Numba, what can be written is of another type
+            return array
+        ids = array.tolist()
+    try:
+        unsigned = Array("I", ids)  # takes a fraction of the time of np.array(ids)
+    except TypeError:
+        raise ValueError(f"ids must be a sequence of integers, not {ids!r:.80}") from None
+    except OverflowError:
+        wrong = next(i for i, index in enumerate(ids) if not 0 <= index < MAX_IDS)
+        raise no_token(ids[wrong], wrong) from None
+    return np.frombuffer(memoryview(unsigned).toreadonly(), dtype=np.uint32)
+
+
+def no_token(index: int, position: int) -> ValueError:
+    return ValueError(f"{index} (at position {position}) is no token of this vocabulary")
 
 
 @kernel

@@ -12,7 +12,10 @@ addresses, eight bytes at once where they can, which array indexing cannot do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,11 +27,15 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from strata.storage import cache_dir
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Integer = int | np.int64  # kernels know no other: NumPy's when they say np.int64, else Python's
 
 Word = np.uint64  # eight bytes, the first lowest; unsigned, so that sums may overflow
 HIGH_BITS, LOW_BITS = Word(0x8080808080808080), Word(0x7F7F7F7F7F7F7F7F)
+PROBE_BYTES = 1 << 22  # about what the machine code of all kernels takes on the disk
+TEXT_OVERHEAD = 64  # bytes, about, that Python needs for a str beyond its characters
 PADDING = 8  # so that eight bytes can be read from the address of any byte of the text
 
 
@@ -43,32 +50,45 @@ def inner(function: Function) -> Function:
 
 
 def compiled(function: Function, **options: Any) -> Function:
-    """Compiles with these options of Numba and keeps the result on disk.
+    """Compiles with these options of Numba and keeps the result in `code_folder`, if there is one.
 
-    Where no folder can be written (a read-only installation without a home folder), every process
-    compiles for itself.
+    Else every process compiles for itself.
     """
     settings: Any = numba.config
-    chosen, settings.CACHE_DIR = settings.CACHE_DIR, str(code_folder(settings.CACHE_DIR))
+    folder = code_folder(settings.CACHE_DIR)
+    if folder is None:
+        return cast(Function, numba.njit(**options)(function))
+    chosen, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(**options)(function))
     finally:
         settings.CACHE_DIR = chosen
 
 
 @cache
-def code_folder(chosen: str) -> Path:
-    """Where machine code is kept: in the folder that NUMBA_CACHE_DIR names, else beside Python's.
+def code_folder(chosen: str) -> Path | None:
+    """Where machine code is kept, a folder named after the hash of this package's sources.
 
-    If that cannot be written, Numba goes on to its folder in the user's cache.
+    It lies in the folder that NUMBA_CACHE_DIR names, `chosen`; or else beside Python's own code;
+    or, if that cannot be written, in the cache of prepared data. None if that cannot be either.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted(package.glob("*.py")):
         digest.update(source.read_bytes())
-    return Path(chosen or package / "__pycache__") / digest.hexdigest()[:16]
+    name = digest.hexdigest()[:16]
+    beside = package / "__pycache__"
+    for place in (Path(chosen),) if chosen else (beside, cache_dir() / "kernels"):
+        folder = place / name
+        try:
+            new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(PROBE_BYTES if new else 1))
+        except OSError:
+            continue
+        return folder
+    return None
 
 
 def repeated(byte: int) -> Word:
@@ -76,12 +96,55 @@ def repeated(byte: int) -> Word:
     return Word(byte * 0x0101010101010101)
 
 
+def check_text(text: object) -> None:
+    """Raises ValueError if `text` is no str."""
+    if not isinstance(text, str):
+        raise ValueError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
+
+
 def text_bytes(text: str) -> bytes:
-    """The UTF-8 bytes of `text`; a lone surrogate, which has none, counts as U+FFFD."""
+    """The UTF-8 bytes of `text`; a lone surrogate, which has none, counts as U+FFFD.
+
+    Raises ValueError if it is no str.
+    """
+    check_text(text)
     try:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def in_batches(texts: Iterable[str], n_characters: int) -> Iterator[list[str]]:
+    """The texts in lists, each ending with the text that brings it to so many characters.
+
+    Raises ValueError if one is no str, or `texts` is a single str.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"expected several texts, not one str: {texts!r:.80}")
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        check_text(text)
+        batch.append(text)
+        size += len(text) + TEXT_OVERHEAD
+        if size >= n_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def thread_count(threads: int | None) -> int:
+    """How many threads to use: `threads`, or if that is None, as many as this process has cores.
+
+    Raises ValueError if `threads` is less than 1.
+    """
+    if threads is None:
+        # Not every system can say which cores this process may use.
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected a number of at least 1, or None")
+    return threads
 
 
 def padded(data: bytes) -> NDArray[np.uint8]:
@@ -144,7 +207,7 @@ def _leading_zeros(typing_context: Any, word: Any) -> Any:
 load_byte = cast(Callable[[int], int], intrinsic(_load_byte))
 """load_byte(address) -> the byte at this address, 0 to 255."""
 load_word = cast(Callable[[int], Word], intrinsic(_load_word))
-"""load_word(address) -> the eight bytes from this address on as an int64, first byte lowest."""
+"""load_word(address) -> the eight bytes from this address on, the first lowest (little-endian)."""
 
 store_word = cast(Callable[[int, Word], None], intrinsic(_store_word))
 """store_word(address, word): writes what `load_word` would read."""

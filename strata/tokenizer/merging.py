@@ -85,9 +85,9 @@ def merge_long_word(
     The heap holds rank << 32 | place, so that of equal ranks the leftmost is merged first; an
     entry whose rank is no longer that of its place is out of date and dropped.
     """
-    ranks = np.empty(length, dtype=np.int64)  # what the part here and the next would become
-    following = np.empty(length, dtype=np.int64)  # where the next part starts
-    previous = np.empty(length, dtype=np.int64)
+    ranks = np.empty(length, dtype=np.int32)  # what the part here and the next would become
+    following = np.empty(length, dtype=np.int32)  # where the next part starts
+    previous = np.empty(length, dtype=np.int32)
     heap = np.empty(3 * length, dtype=np.int64)
     n_heap = np.int64(0)
     for i in range(length):

@@ -107,7 +107,10 @@ def character_classes() -> NDArray[np.uint8]:
 
 
 def split_words(text: str, pattern: str) -> list[str]:
-    """The words of `text` under a pattern, in order; joined they are the text again."""
+    """The words of `text` under a pattern, in order.
+
+    Joined they are the text again, but for lone surrogates, which UTF-8 cannot say: U+FFFD.
+    """
     rules = RULES[check_pattern(pattern)]
     data = text_bytes(text)
     ends = np.empty(len(data), dtype=np.int64)

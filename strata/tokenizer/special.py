@@ -10,7 +10,7 @@ is source code, in which such names do occur, and encoding them as text is safe.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 DOCUMENT = "<|document|>"  # begins every document of a corpus
@@ -51,6 +51,15 @@ def _known(names: Collection[str], special_tokens: frozenset[str], option: str) 
     return frozenset(names)
 
 
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for special tokens. Raises ValueError for a single str, an empty name, or one twice."""
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"special tokens {names!r:.80}: expected a sequence of names")
+    if len(set(names)) < len(names):
+        raise ValueError(f"special tokens {names!r:.80}: a name is given twice")
+    return tuple(names)
+
+
 def refuse(text: str, disallowed: frozenset[str]) -> None:
     """Raises ValueError if one of these names is in the text, and says where."""
     if disallowed and (found := _any_of(disallowed).search(text)):
@@ -70,10 +79,12 @@ def pieces(text: str, allowed: frozenset[str]) -> Iterator[tuple[str, bool]]:
     start = 0
     if allowed:
         for found in _any_of(allowed).finditer(text):
-            yield text[start : found.start()], False
+            if found.start() > start:
+                yield text[start : found.start()], False
             yield found.group(), True
             start = found.end()
-    yield text[start:], False
+    if start < len(text):
+        yield text[start:], False
 
 
 def _any_of(names: frozenset[str]) -> re.Pattern[str]:

@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from array import array as Array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer import encoder, exchange, formats, huggingface, special
+from strata.tokenizer import exchange, formats, huggingface, special
 from strata.tokenizer.counting import MAX_WORDS, Progress
-from strata.tokenizer.memory import PADDING, padded, text_bytes
+from strata.tokenizer.encoder import Coder
+from strata.tokenizer.memory import in_batches, thread_count
 from strata.tokenizer.merging import MAX_IDS
-from strata.tokenizer.scanner import RULES, character_classes, check_pattern
+from strata.tokenizer.scanner import RULES, check_pattern
 from strata.tokenizer.special import SEPARATORS, SPECIAL_TOKENS
 from strata.tokenizer.trainer import train_merges
-from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary
 
 BATCH_CHARACTERS = 1 << 17  # short texts are encoded together until they have as many
 
@@ -45,13 +44,15 @@ class Tokenizer:
     pattern: "strata", "gpt2" or "cl100k"; see scanner.py.
     special_tokens: ids of tokens that stand for no text, by name.
 
-    Raises ValueError for an unknown pattern, a missing byte, or an id given twice.
+    Raises ValueError for an unknown pattern, a missing byte, or an id given twice; and at the first
+    use for ranks that no merging makes (`from_ranks` looks at once).
     """
 
     def __init__(
         self, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]
     ) -> None:
         self.pattern = check_pattern(pattern)
+        check_types(ranks, special_tokens)
         self.ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self._check()
@@ -66,7 +67,6 @@ class Tokenizer:
         self.byte_lengths: NDArray[np.int32] = n_bytes
         """How many bytes of text each id stands for, (vocab_size,); 0 for special tokens."""
         self.byte_lengths.flags.writeable = False
-        self._workspaces: list[encoder.Workspace] = []  # those that no thread uses now
 
     def _check(self) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
@@ -105,7 +105,11 @@ class Tokenizer:
 
         Raises ValueError if the corpus cannot fill the vocabulary.
         """
-        names = SPECIAL_TOKENS if special_tokens is None else tuple(special_tokens)
+        names = special.checked_names(SPECIAL_TOKENS if special_tokens is None else special_tokens)
+        if vocab_size > MAX_IDS:
+            raise ValueError(
+                f"vocab_size={vocab_size} is too large: at most {MAX_IDS} are possible"
+            )
         n_merges = vocab_size - 256 - len(names)
         if n_merges < 0:
             raise ValueError(
@@ -130,7 +134,7 @@ class Tokenizer:
         Raises ValueError if the ranks are not those of a byte-pair encoding.
         """
         tokenizer = cls(ranks, pattern, special_tokens or {})
-        _ = tokenizer._tables
+        _ = tokenizer._coder
         return tokenizer
 
     def truncate(self, vocab_size: int) -> Tokenizer:
@@ -235,12 +239,16 @@ class Tokenizer:
     @cached_property
     def merges(self) -> list[tuple[int, int]]:
         """The pair of ids that each token longer than a byte is made of, in order of rank."""
-        pairs = self._tables[1][list(self.ranks.values())]  # (n_ranks, 2)
+        pairs = self._coder.parts[list(self.ranks.values())]  # (n_ranks, 2)
         return [(int(left), int(right)) for left, right in pairs if left >= 0]
 
     @cached_property
-    def _tables(self) -> tuple[Vocabulary, NDArray[np.int64]]:
-        return build_vocabulary(self._bytes, self.byte_lengths > 0)
+    def _coder(self) -> Coder:
+        return Coder(self._bytes, self.byte_lengths > 0, RULES[self.pattern])
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled: all but what can be derived."""
+        return {name: value for name, value in vars(self).items() if name != "_coder"}
 
     # --- encoding -----------------------------------------------------------------------------
 
@@ -261,57 +269,36 @@ class Tokenizer:
         known = self.special_tokens
         allowed, disallowed = special.chosen(known, allowed_special, disallowed_special)
         special.refuse(text, disallowed)
+        if not allowed:
+            return as_list(self.encode_array(text))
+        pieces = list(special.pieces(text, allowed))
+        arrays = iter(self._coder.encode([piece for piece, name in pieces if not name]))
         ids: list[int] = []
-        for piece, is_special in special.pieces(text, allowed):
-            if is_special:
-                ids.append(known[piece])
-            else:
-                ids += as_list(self.encode_array(piece))
+        for piece, is_name in pieces:
+            ids += [known[piece]] if is_name else as_list(next(arrays))
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """The ids of `text`, none of them special, as an array (n_tokens,)."""
-        return self._encode([text])[0]
+        return self._coder.encode([text])[0]
 
     def encode_batch(
         self, texts: Iterable[str], threads: int | None = None
     ) -> list[NDArray[np.uint32]]:
-        """The ids of each text; in this many threads at once, by default one for each core.
+        """The ids of each text, none of them special.
 
-        The threads run beside each other: the kernels do without the interpreter's lock.
+        threads: how many encode at once; None means all cores. They do run beside each other, for
+            the kernels do without the interpreter's lock.
+
+        Raises ValueError if a text is no str, or `threads` is less than 1.
         """
-        batches: list[list[str]] = [[]]
-        n_characters = 0
-        for text in texts:
-            if n_characters >= BATCH_CHARACTERS:
-                batches.append([])
-                n_characters = 0
-            batches[-1].append(text)
-            n_characters += len(text)
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            return [ids for batch in pool.map(self._encode, batches) for ids in batch]
-
-    def _encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each of some texts, all encoded by one call of the kernel."""
-        try:
-            workspace = self._workspaces.pop()
-        except IndexError:
-            workspace = encoder.new_workspace()
-        encoded = [text_bytes(text) for text in texts]
-        stops = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
-        source = padded(b"".join(encoded))
-        n_bytes = len(source) - PADDING
-        ids = workspace.ids
-        if n_bytes > len(ids):
-            ids = np.empty(n_bytes, dtype=np.uint32)
-        bounds = np.empty(len(texts) + 1, dtype=np.int64)
-        (vocabulary, _), rules = self._tables, RULES[self.pattern]
-        encoder.encode_texts(
-            source, stops, rules, character_classes(), vocabulary, workspace, ids, bounds
-        )
-        result = [ids[begin:end].copy() for begin, end in pairwise(bounds.tolist())]
-        self._workspaces.append(workspace)
-        return result
+        batches = list(in_batches(texts, BATCH_CHARACTERS))
+        n_threads = min(thread_count(threads), len(batches))
+        coder = self._coder
+        if n_threads <= 1:
+            return [ids for batch in batches for ids in coder.encode(batch)]
+        with ThreadPoolExecutor(n_threads) as pool:
+            return [ids for batch in pool.map(coder.encode, batches) for ids in batch]
 
     # --- decoding -----------------------------------------------------------------------------
 
@@ -329,49 +316,27 @@ class Tokenizer:
         """
         if errors not in ("strict", "replace"):
             raise ValueError(f"errors={errors!r} is neither 'strict' nor 'replace'")
-        return str(self._decode(ids), "utf-8", errors)
+        return str(self._coder.decode(ids), "utf-8", errors)
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
         """The bytes of these ids, exactly. Raises ValueError for an id that is no token."""
-        return bytes(self._decode(ids))
-
-    def _decode(self, ids: Sequence[int] | NDArray[np.integer]) -> memoryview:
-        array = self._checked(ids)
-        vocabulary, _ = self._tables
-        length = encoder.decoded_length(array, vocabulary)
-        if length < 0:
-            raise self._no_token(int(array[-1 - length]), -1 - length)
-        output = np.empty(length + PADDING, dtype=np.uint8)
-        encoder.decode_ids(array, vocabulary, output)
-        return output[:length].data
-
-    def _checked(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint32]:
-        """The ids as the kernels want them; raises ValueError if they are no whole numbers."""
-        if isinstance(ids, np.ndarray) or not isinstance(ids, Sequence):
-            array = np.asarray(ids)
-            if array.dtype == np.uint32 and array.ndim == 1:
-                return np.ascontiguousarray(array)
-            if array.ndim != 1 or (array.size > 0 and array.dtype.kind not in "iu"):
-                raise ValueError(f"ids must be a sequence of integers, not {ids!r:.80}")
-            ids = array.tolist()
-        try:
-            return np.frombuffer(Array("I", ids), dtype=np.uint32)  # faster than np.array(ids)
-        except TypeError:
-            raise ValueError(f"ids must be a sequence of integers, not {ids!r:.80}") from None
-        except OverflowError:
-            bad = next(i for i, index in enumerate(ids) if not 0 <= index < self.vocab_size)
-            raise self._no_token(ids[bad], bad) from None
-
-    def _no_token(self, index: int, position: int) -> ValueError:
-        return ValueError(
-            f"{index} (at position {position}) is no token of this vocabulary of {self.vocab_size}"
-        )
+        return bytes(self._coder.decode(ids))
 
 
 def as_list(ids: NDArray[np.uint32]) -> list[int]:
-    """The ids as Python's integers, twice as fast as `ids.tolist()`."""
-    numbers: list[int] = ids.astype(np.int64).tolist()
+    """The ids as Python's integers."""
+    numbers: list[int] = ids.tolist()
     return numbers
+
+
+def check_types(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
+    """Raises ValueError if a token is no bytes, a name no str, or an id no int."""
+    for tokens, kind in ((ranks, bytes), (special_tokens, str)):
+        for token, index in tokens.items():
+            if not isinstance(token, kind) or not isinstance(index, int | np.integer):
+                raise ValueError(
+                    f"{token!r}: {index!r} is not a {kind.__name__} and its id, an int"
+                )
 
 
 def merge_steps(word: str, ranks: Mapping[bytes, int]) -> list[list[bytes]]:

@@ -88,7 +88,7 @@ def merge_words(
     n_words, n_bytes = len(words.counts), int((words.ends - words.starts).sum())
     n_nodes = n_bytes + n_words + 1
     # A merge takes a node away and makes at most two occurrences of new pairs, which bounds the
-    # arrays below. Memory that is never written is never taken from the system.
+    # arrays below. Most of them is never written, and most systems give no memory for that.
     room = 3 * n_nodes
     if room >= 1 << 31:
         raise ValueError(
