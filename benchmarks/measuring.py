@@ -22,12 +22,14 @@ Seconds = dict[str, list[float]]  # of each contestant, one entry a round
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
-    """Times each contestant once a round, in their order."""
+    """Times each contestant once a round; each round begins with another of them."""
     seconds: Seconds = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, call in contestants.items():
+    names = list(contestants)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            call()
+            contestants[name]()
             seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -6,21 +6,22 @@
 All encode with the same 86,400 ranks and the same pattern, learnt from nine documents of ten; the
 tenth documents are what is encoded. Whether all gave the same ids is checked before the clock
 starts. Strata begins every round with a tokenizer that remembers no words. Training runs in a
-process of its own for each measurement, which also gives its peak memory over that of the text
-itself. The report goes to benchmarks/results/. On two cores it takes about ten minutes without and
+process of its own for each measurement, which also gives its peak memory beyond the text (Linux
+only). The report goes to benchmarks/results/. On two cores it takes about ten minutes without and
 twenty-five with English text.
 """
 
 import argparse
 import json
 import os
-import resource
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -68,10 +69,14 @@ def main() -> None:
     for name, spec in corpora.items():
         learnt, held_out = split(spec)
         tokenizer = Tokenizer.train(learnt, VOCABULARY, PATTERN)
+        rust = rustbpe.Tokenizer()
+        size = VOCABULARY - len(tokenizer.special_tokens)
+        rust.train_from_iterator(iter(learnt), size, pattern=REGULAR_EXPRESSIONS[PATTERN])
         del learnt
         print(f"{name}: encoding and decoding", file=sys.stderr)
-        parts.append(encoding_report(name, tokenizer, held_out, options.rounds))
+        parts.append(encoding_report(name, tokenizer, rust, held_out, options.rounds))
         parts.append(decoding_report(name, tokenizer, held_out, options.rounds))
+        parts.append(short_texts_report(name, tokenizer, held_out))
     sizes = [10, 100, 300] if options.english else [10, 100]
     parts.append(training_report(sizes, options.english, options.training_rounds))
     name = f"tokenizer-{date.today()}"
@@ -94,14 +99,16 @@ def split(spec: str) -> tuple[list[str], list[str]]:
 
 
 def texts_of(megabytes: int, english: str | None) -> list[str]:
-    """So much text: the embedded corpus, then the English one."""
-    documents, n_bytes = [], 0
-    for spec in ("installed", *([english] if english else [])):
-        for document in Corpus.open(spec).documents("train"):
-            documents.append(document)
-            n_bytes += len(document.encode())
-            if n_bytes >= megabytes * MEGABYTE:
-                return documents
+    """So much text of both corpora, shuffled: a part has the same mixture as the whole."""
+    documents = list(Corpus.open("installed").documents("train"))
+    if english:
+        documents += Corpus.open(english).documents("train")
+    random.Random(0).shuffle(documents)
+    n_bytes = 0
+    for i, document in enumerate(documents, start=1):
+        n_bytes += len(document.encode())
+        if n_bytes >= megabytes * MEGABYTE:
+            return documents[:i]
     raise SystemExit(f"there are only {n_bytes / MEGABYTE:.0f} MB of text, not {megabytes}")
 
 
@@ -143,9 +150,17 @@ def use_threads(n: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if n > 1 else "false"
 
 
-def encoding_report(name: str, tokenizer: Tokenizer, documents: list[str], rounds: int) -> str:
+def encoding_report(
+    name: str,
+    tokenizer: Tokenizer,
+    rust: rustbpe.Tokenizer,
+    documents: list[str],
+    rounds: int,
+) -> str:
     """Encoding on one thread and on all."""
     encoding, exported = peers(tokenizer)
+    if any(tokenizer.encode(document) != rust.encode(document) for document in documents[::20]):
+        raise SystemExit("the ids are not rustbpe's")
     for document in documents:
         if tokenizer.encode(document) != encoding.encode_ordinary(document):
             raise SystemExit("the ids are not tiktoken's")
@@ -163,6 +178,11 @@ def encoding_report(name: str, tokenizer: Tokenizer, documents: list[str], round
         for document in documents:
             encode(document)
 
+    def to_numpy(text: str) -> object:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+
+    pool = ThreadPoolExecutor(n_cores)
+
     def by_tokenizers(threads: int) -> None:
         use_threads(threads)
         exported.encode_batch_fast(documents, add_special_tokens=False)
@@ -172,15 +192,15 @@ def encoding_report(name: str, tokenizer: Tokenizer, documents: list[str], round
             "Strata, arrays": lambda: each(arrays.take().encode_array),
             "Strata, lists": lambda: each(lists.take().encode),
             "tiktoken `encode_ordinary`": lambda: each(encoding.encode_ordinary),
-            "tiktoken `encode_to_numpy`": lambda: each(
-                lambda text: encoding.encode_to_numpy(text, disallowed_special=())
-            ),
+            "tiktoken `encode_to_numpy`": lambda: each(to_numpy),
             "tokenizers `encode_batch_fast`": lambda: by_tokenizers(1),
+            "rustbpe `encode`": lambda: each(rust.encode),
             "Strata `encode_batch`, 1 thread": lambda: one.take().encode_batch(documents, 1),
             "Strata `encode_batch`, all cores": lambda: all_cores.take().encode_batch(documents),
             "tiktoken `encode_ordinary_batch`, all cores": lambda: encoding.encode_ordinary_batch(
                 documents, num_threads=n_cores
             ),
+            "tiktoken `encode_to_numpy`, all cores": lambda: list(pool.map(to_numpy, documents)),
             "tokenizers `encode_batch_fast`, all cores": lambda: by_tokenizers(n_cores),
         },
         rounds,
@@ -191,7 +211,9 @@ def encoding_report(name: str, tokenizer: Tokenizer, documents: list[str], round
         ("Strata, arrays", "tokenizers `encode_batch_fast`", 25.0),
         ("Strata, lists", "tiktoken `encode_ordinary`", 4.5),
         ("Strata `encode_batch`, all cores", "Strata `encode_batch`, 1 thread", 1.8),
+        ("Strata, arrays", "rustbpe `encode`", None),
         ("Strata `encode_batch`, all cores", "tiktoken `encode_ordinary_batch`, all cores", None),
+        ("Strata `encode_batch`, all cores", "tiktoken `encode_to_numpy`, all cores", None),
         ("Strata `encode_batch`, all cores", "tokenizers `encode_batch_fast`, all cores", None),
     ]
     return report(f"Encoding, {name} corpus", documents, seconds, targets)
@@ -221,11 +243,34 @@ def decoding_report(name: str, tokenizer: Tokenizer, documents: list[str], round
     )
     targets = [
         ("Strata, arrays to text", "tiktoken `decode`", 3.0),
-        ("Strata, lists to text", "tiktoken `decode`", None),
+        ("Strata, lists to text", "tiktoken `decode`", 3.0),
         ("Strata, arrays to bytes", "tiktoken `decode_bytes`", 6.0),
-        ("Strata, lists to bytes", "tiktoken `decode_bytes`", None),
+        ("Strata, lists to bytes", "tiktoken `decode_bytes`", 6.0),
     ]
     return report(f"Decoding, {name} corpus", documents, seconds, targets)
+
+
+def short_texts_report(name: str, tokenizer: Tokenizer, documents: list[str]) -> str:
+    """One call for texts of different lengths: where calling costs more than encoding."""
+    encoding, _ = peers(tokenizer)
+    whole = "".join(documents[:50])
+    rows = []
+    for length in (10, 100, 1_000, 10_000):
+        texts = [whole[start : start + length] for start in range(0, 50 * length, length)]
+        ids = [tokenizer.encode(text) for text in texts]
+        seconds = take_turns(
+            {
+                "encode": lambda texts=texts: [tokenizer.encode(text) for text in texts],
+                "their encode": lambda texts=texts: [encoding.encode_ordinary(t) for t in texts],
+                "decode": lambda ids=ids: [tokenizer.decode(part) for part in ids],
+                "their decode": lambda ids=ids: [encoding.decode(part) for part in ids],
+            },
+            rounds=51,
+        )
+        microseconds = [1e6 * statistics.median(times) / len(texts) for times in seconds.values()]
+        rows.append((f"{length:,}", *microseconds))
+    header = ("characters", "Strata `encode`", "tiktoken", "Strata `decode`", "tiktoken")
+    return f"## Short texts, {name} corpus: microseconds a call\n\n" + table(header, rows)
 
 
 def report(
@@ -255,13 +300,14 @@ def report(
 def train_and_tell(trainer: str, english: str | None, megabytes: int, threads: int) -> None:
     """Trains once and prints the seconds and the megabytes of memory it took beyond the text."""
     small = ["warms up what is compiled or started once, in some 20 words"] * 3
-    documents = texts_of(megabytes, english)
     train(trainer, small, 270, threads)
-    text_memory = peak_memory()
+    documents = texts_of(megabytes, english)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmRSS")
     started = time.perf_counter()
     train(trainer, documents, VOCABULARY, threads)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "memory": peak_memory() - text_memory}))
+    print(json.dumps({"seconds": seconds, "memory": memory("VmHWM") - before}))
 
 
 def train(trainer: str, documents: list[str], vocab_size: int, threads: int) -> None:
@@ -284,9 +330,14 @@ def train(trainer: str, documents: list[str], vocab_size: int, threads: int) -> 
         )
 
 
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in megabytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
+def memory(kind: str) -> float:
+    """This process's resident memory now ("VmRSS") or at its peak ("VmHWM"), in megabytes."""
+    status = Path("/proc/self/status").read_text()
+    return next(
+        int(line.split()[1]) * 1024 / MEGABYTE
+        for line in status.splitlines()
+        if line.startswith(kind)
+    )
 
 
 def measure_training(
@@ -314,12 +365,12 @@ def training_report(sizes: Sequence[int], english: str | None, rounds: int) -> s
                     print(f"training: {megabytes} MB, {threads} threads, {name}", file=sys.stderr)
                     measured[name].append(measure_training(name, english, megabytes, threads))
             seconds = {name: [one["seconds"] for one in runs] for name, runs in measured.items()}
-            memory = {
+            beyond = {
                 name: statistics.median(one["memory"] for one in runs)
                 for name, runs in measured.items()
             }
             rows += [
-                (megabytes, threads, name, statistics.median(seconds[name]), memory[name])
+                (megabytes, threads, name, statistics.median(seconds[name]), beyond[name])
                 for name in TRAINERS
             ]
             for name, target in (("rustbpe", "≥ 3"), ("tokenizers", "≥ 6")):

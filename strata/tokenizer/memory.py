@@ -52,7 +52,7 @@ def inner(function: Function) -> Function:
 def compiled(function: Function, **options: Any) -> Function:
     """Compiles with these options of Numba and keeps the result in `code_folder`, if there is one.
 
-    Else every process compiles for itself.
+    Else, and for a function that stands in no file, every process compiles for itself.
     """
     settings: Any = numba.config
     folder = code_folder(settings.CACHE_DIR)
@@ -61,6 +61,8 @@ def compiled(function: Function, **options: Any) -> Function:
     chosen, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(**options)(function))
     finally:
         settings.CACHE_DIR = chosen
 
