@@ -37,7 +37,13 @@ from strata.tokenizer.memory import (
     text_bytes,
     thread_count,
 )
-from strata.tokenizer.scanner import RULES, Rules, character_classes, check_pattern, find_words
+from strata.tokenizer.scanner import (
+    RULES,
+    Rules,
+    character_classes,
+    check_pattern,
+    find_words_of_documents,
+)
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); a total of 0 is not known
 
@@ -251,35 +257,6 @@ def count_batch(documents: list[str], rules: Rules, table: WordTable) -> int:
         ends = bounds[1 : n_words + 1]
         table.add(Words(source, bounds[:n_words], ends, hashes[:n_words], once[:n_words]))
     return position
-
-
-@kernel
-def find_words_of_documents(
-    source: NDArray[np.uint8],
-    position: int,
-    stops: NDArray[np.int64],
-    document: int,
-    rules: Rules,
-    classes: NDArray[np.uint8],
-    ends: NDArray[np.int64],
-    hashes: NDArray[np.int64],
-) -> tuple[int, int, int]:
-    """`find_words` from `position`, in `document`, on, until `ends` is full or no document is left.
-
-    Document i ends at stops[i], where the next one starts. To call a kernel takes longer than to
-    find the words of a document of a few lines, so they are not found one document a call.
-
-    Returns the number of words and where to go on: the position, and the document that it is in.
-    """
-    n_found = 0
-    while document < len(stops) and n_found < len(ends):
-        n_words, position = find_words(
-            source, position, stops[document], rules, classes, ends[n_found:], hashes[n_found:]
-        )
-        n_found += n_words
-        if position == stops[document]:
-            document += 1
-    return n_found, position, document
 
 
 @kernel

@@ -33,8 +33,8 @@ from strata.tokenizer.memory import (
     text_bytes,
 )
 from strata.tokenizer.merging import LONGEST_SHORT_WORD, MAX_IDS, merge_word
-from strata.tokenizer.scanner import Rules, character_classes, find_words
-from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary, last_bytes
+from strata.tokenizer.scanner import Rules, character_classes, find_words, last_bytes
+from strata.tokenizer.vocabulary import Vocabulary, build_vocabulary
 
 WORDS_AT_ONCE = 512  # few enough to stay in the processor's nearest cache
 WORDS_AHEAD = 8
@@ -183,7 +183,7 @@ def encode_words(
         address = source.ctypes.data + start
         length = ends[i] - start
         start = ends[i]
-        word_hash, word_end = hashes[i], last_bytes(address, length)
+        word_hash, word_end = hashes[i], np.int64(last_bytes(address, length))
         slot = word_hash & mask
         while table[slot, 2] != 0 and (
             table[slot, 0] != word_hash

@@ -5,8 +5,8 @@ is kept on disk, so only the first use after an installation waits for the compi
 look at the file alone that a kernel stands in to see whether it has changed; since kernels call
 kernels of other files, the code is kept in a folder named after the hash of all of this package.
 
-Text is a NumPy array of UTF-8 bytes with PADDING zero bytes after its end. Kernels read it through
-addresses, eight bytes at once where they can, which array indexing cannot do.
+Text is a NumPy array of UTF-8 bytes with PADDING zero bytes before and after it. Kernels read it
+through addresses, eight bytes at once where they can, which array indexing cannot do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Word = np.uint64  # eight bytes, the first lowest; unsigned, so that sums may ov
 HIGH_BITS, LOW_BITS = Word(0x8080808080808080), Word(0x7F7F7F7F7F7F7F7F)
 PROBE_BYTES = 1 << 22  # about what the machine code of all kernels takes on the disk
 TEXT_OVERHEAD = 64  # bytes, about, that Python needs for a str beyond its characters
-PADDING = 8  # so that eight bytes can be read from the address of any byte of the text
+PADDING = 8  # so that eight bytes can be read up to, and from, any byte of the text
 
 
 def kernel(function: Function) -> Function:
@@ -150,8 +150,9 @@ def thread_count(threads: int | None) -> int:
 
 
 def padded(data: bytes) -> NDArray[np.uint8]:
-    """`data` as an array with PADDING more bytes, ready for the kernels, (len(data) + PADDING,)."""
-    return np.frombuffer(data + bytes(PADDING), dtype=np.uint8)
+    """`data` as an array ready for the kernels, (len(data) + PADDING,)."""
+    around = bytes(PADDING)
+    return np.frombuffer(around + data + around, dtype=np.uint8)[PADDING:]
 
 
 def _load_byte(typing_context: Any, address: Any) -> Any:

@@ -51,7 +51,7 @@ NOTHING = 5  # beyond the end of the text
 SPACES, FROM_A, BEYOND_Z = repeated(0x20), repeated(0x80 - ord("a")), repeated(0x7F - ord("z"))
 ZERO, SEVEN, THIRTY_TWO = Word(0), Word(7), Word(32)
 FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
-MIXER, OTHER_MIXER = Word(0x9E3779B97F4A7C15), Word(0x2545F4914F6CDD1D)  # odd, half of the bits set
+MIXER, OTHER_MIXER = Word(0x9E3779B97F4A7C15), Word(0x2545F4914F6CDD1C)  # half of the bits set
 
 
 # The ASCII characters besides the space that may lead letters, and `'` only may begin more.
@@ -115,12 +115,44 @@ def split_words(text: str, pattern: str) -> list[str]:
     data = text_bytes(text)
     ends = np.empty(len(data), dtype=np.int64)
     hashes = np.empty(len(data), dtype=np.int64)
-    n_words, _ = find_words(padded(data), 0, len(data), rules, character_classes(), ends, hashes)
+    stops = np.array([len(data)])
+    n_words, _, _ = find_words_of_documents(
+        padded(data), 0, stops, 0, rules, character_classes(), ends, hashes
+    )
     borders = [0, *ends[:n_words].tolist()]
     return [data[a:b].decode() for a, b in pairwise(borders)]
 
 
 @kernel
+def find_words_of_documents(
+    source: NDArray[np.uint8],
+    position: int,
+    stops: NDArray[np.int64],
+    document: int,
+    rules: Rules,
+    classes: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+    hashes: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """`find_words` from `position`, in `document`, on, until `ends` is full or no document is left.
+
+    Document i ends at stops[i], where the next one starts. To call a kernel takes longer than to
+    find the words of a document of a few lines, so they are not found one document a call.
+
+    Returns the number of words and where to go on: the position, and the document that it is in.
+    """
+    n_found = 0
+    while document < len(stops) and n_found < len(ends):
+        n_words, position = find_words(
+            source, position, stops[document], rules, classes, ends[n_found:], hashes[n_found:]
+        )
+        n_found += n_words
+        if position == stops[document]:
+            document += 1
+    return n_found, position, document
+
+
+@inner
 def find_words(
     text: NDArray[np.uint8],
     start: int,
@@ -325,14 +357,17 @@ def contraction_end(address: int, stop: int, any_case: bool) -> int:
 def hash_bytes(address: int, length: int) -> np.int64:
     """A 64-bit hash of a word.
 
-    Words of up to eight bytes with equal hash and length are equal; so are those of up to sixteen
-    whose last eight bytes are equal too.
+    Words of up to eight bytes with equal hash and length are equal, for each number below is odd
+    and so is MIXER + OTHER_MIXER; so are those of up to sixteen with equal `last_bytes` too.
     """
-    mixed = (load_word(address) & FIRST_BYTES[min(length, 8)]) * MIXER
-    if length > 8:
-        last = address + length - 8
-        for between in range(address + 8, last, 8):
-            mixed = (mixed ^ load_word(between)) * MIXER
-            mixed ^= mixed >> THIRTY_TWO
-        mixed = (mixed ^ load_word(last) * OTHER_MIXER ^ Word(length)) * MIXER
+    first = load_word(address) & FIRST_BYTES[min(length, 8)]
+    mixed = first * MIXER + last_bytes(address, length) * OTHER_MIXER
+    for between in range(address + 8, address + length - 8, 8):
+        mixed = (mixed ^ mixed >> THIRTY_TWO ^ load_word(between)) * MIXER
     return np.int64(mixed ^ mixed >> THIRTY_TWO)
+
+
+@inner
+def last_bytes(address: int, length: int) -> Word:
+    """The last eight bytes of a word, or all of a shorter one."""
+    return load_word(address + length - 8) >> Word(max(64 - 8 * length, 0))

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import inner, kernel, load_byte, load_word, padded
+from strata.tokenizer.memory import kernel, load_byte, padded
 from strata.tokenizer.merging import LONGEST_SHORT_WORD, NO_MERGE, NONE, add_merge, merge_word
-from strata.tokenizer.scanner import hash_bytes
+from strata.tokenizer.scanner import hash_bytes, last_bytes
 
 
 class Vocabulary(NamedTuple):
@@ -88,12 +88,6 @@ def fill_table(vocabulary: Vocabulary, lengths: NDArray[np.int64]) -> None:
             table[slot, 1] = last_bytes(address, length)
             table[slot, 2] = length << 32 | token
             table[slot, 3] = start
-
-
-@inner
-def last_bytes(address: int, length: int) -> np.int64:
-    """The last eight bytes of a word that is longer than that, else 0."""
-    return np.int64(load_word(address + length - 8)) if length > 8 else np.int64(0)
 
 
 @kernel
