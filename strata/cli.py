@@ -35,7 +35,12 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     commands.ablate,
 )
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "tokenizer": (commands.tokenizer_train, commands.tokenizer_encode, commands.tokenizer_export),
+    "tokenizer": (
+        commands.tokenizer_train,
+        commands.tokenizer_encode,
+        commands.tokenizer_export,
+        commands.tokenizer_import,
+    ),
     "data": (commands.data_prepare,),
     "transfer": (
         commands.transfer_push,
@@ -45,7 +50,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
 }
 _ABOUT = {
-    "tokenizer": "Train, use and export tokenizers.",
+    "tokenizer": "Train, use, export and import tokenizers.",
     "data": "Prepare a corpus for training.",
     "transfer": "Train on another machine.",
 }

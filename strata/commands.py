@@ -99,6 +99,41 @@ def tokenizer_export(
     print(f"{tool.vocab_size:,} tokens: {output}")
 
 
+def tokenizer_import(
+    source: Positional[str],
+    format: Literal["published", "huggingface", "tiktoken"],
+    pattern: Literal["cl100k", "gpt2", "strata"] = "cl100k",
+    special_tokens: dict[str, int] | None = None,
+    output: Path = Path("tokenizer.json"),
+) -> None:
+    """Take over a byte-level BPE tokenizer from elsewhere, with its ids.
+
+    Example: strata tokenizer import gpt2 --format published --output gpt2.json
+
+    From a file: strata tokenizer import their/tokenizer.json --format huggingface
+
+    Args:
+        source: A file, or the name of a published vocabulary: gpt2 or cl100k.
+        format: Where it comes from: OpenAI (fetched once), a tokenizer.json, or a file of ranks.
+        pattern: How text is cut into words; only for a file of ranks, which does not say.
+        special_tokens: Their names and ids, as NAME ID …; only for a file of ranks.
+        output: The file to write.
+    """
+    from strata.tokenizer import Tokenizer
+
+    if format == "published":
+        from strata.data import published_tokenizer
+
+        tool = published_tokenizer(source)
+    elif format == "huggingface":
+        tool = Tokenizer.from_huggingface(source)
+    else:
+        tool = Tokenizer.from_tiktoken(source, pattern, special_tokens)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    tool.save(output)
+    print(f"{tool.vocab_size:,} tokens: {output}")
+
+
 def data_prepare(data: Data, vocab_size: int = 0) -> None:
     """Train the tokenizer of a corpus and turn its documents into token shards, in the cache.
 

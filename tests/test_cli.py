@@ -17,7 +17,8 @@ from strata.tokenizer import Tokenizer
 
 COMMANDS = [
     "workbook", "paper", "doctor", "train", "evaluate", "generate", "ablate",
-    "tokenizer train", "tokenizer encode", "tokenizer export", "data prepare",
+    "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
+    "data prepare",
     "transfer push", "transfer run", "transfer status", "transfer pull",
 ]  # fmt: skip
 
@@ -88,7 +89,7 @@ def test_evaluating_two_runs_tells_the_difference_and_keeps_every_item(
     assert len(json.loads((run / "evaluation.json").read_text())["cloze"]["items"]) == 5
 
 
-def test_a_tokenizer_is_trained_used_and_exported(
+def test_a_tokenizer_is_trained_used_exported_and_imported(
     tiny_config: Config, tmp_path: Path, capsys: Captured
 ) -> None:
     path, ids = tmp_path / "new" / "tokenizer.json", tmp_path / "ids.npy"
@@ -103,11 +104,16 @@ def test_a_tokenizer_is_trained_used_and_exported(
     assert strata("tokenizer", "encode", path, "Some text.", "--output", ids) == 0
     assert np.load(ids).tolist() == tokenizer.encode("Some text.")
 
-    for format in ("tiktoken", "huggingface"):
-        exported = tmp_path / f"as.{format}"
+    names = [str(word) for item in tokenizer.special_tokens.items() for word in item]
+    told = ["--pattern", tokenizer.pattern, "--special-tokens", *names]  # what ranks do not say
+    for format, options in (("tiktoken", told), ("huggingface", [])):
+        exported, back = tmp_path / f"as.{format}", tmp_path / "back" / f"{format}.json"
         assert strata("tokenizer", "export", path, exported, "--format", format) == 0
-        assert exported.exists()
         assert str(exported) in capsys.readouterr().out
+        options = ["--format", format, *options, "--output", back]
+        assert strata("tokenizer", "import", exported, *options) == 0
+        assert str(back) in capsys.readouterr().out
+        assert Tokenizer.load(back).identity == tokenizer.identity
 
 
 def test_preparing_data_says_how_much_there_is_and_where(
@@ -183,6 +189,9 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("evaluate nowhere", 1, "nowhere/config.toml"),
         ("generate", 2, "RUN"),
         ("tokenizer encode nowhere.json text", 1, "nowhere.json"),
+        ("tokenizer import nowhere.json --format huggingface", 1, "nowhere.json"),
+        ("tokenizer import gpt5 --format published", 1, "'gpt2' or 'cl100k'"),
+        ("tokenizer import nowhere.json", 2, "--format"),
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),
         ("transfer push nowhere me@host:there", 1, "nowhere"),

@@ -1,15 +1,15 @@
-"""Files: read back by us, and by the libraries whose formats they are."""
+"""Strata's own file: read back, and refused when it is anything else than what was written."""
 
 import json
 from pathlib import Path
 
 import pytest
-import tiktoken
-import tiktoken.load
-import tokenizers
-from test_tokenizer import NASTY, PATTERNS, sources, trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import loaded_or_refused, mutated_bytes, mutated_json
+from test_tokenizer import PATTERNS, trained
 
-from strata.tokenizer import REGULAR_EXPRESSIONS, Tokenizer
+from strata.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -46,6 +46,24 @@ def test_the_file_is_readable(tmp_path: Path) -> None:
         ('"pattern": "strata"', '"pattern": "gpt5"', "'gpt5'"),
         ('"<|document|>"', '"<|dokument|>"', "checksum"),
         ('"special_tokens": {', '"special_tokens": [{', "damaged"),
+        ('"vocab_size": 400', '"vocab_size": 401', "checksum"),
+        ('"vocab_size": 400', '"vocab_size": 400.0', "'vocab_size' to be a whole number"),
+        ('"vocab_size": 400', '"vocab_size": 400, "vocab_size": 400', "'vocab_size' twice"),
+        ('"version": 1', '"version": true', "'version' to be a whole number, found True"),
+        ('"version": 1', '"version": NaN', "NaN is no JSON"),
+        ('"version": 1', '"version": ' + "9" * 5000, "damaged"),
+        ('"version": 1', '"version": ' + "[" * 100_000, "nested too deeply"),
+        ('[97, "a"]', '[97, "a"],\n[97, "a"]', "b'a' twice"),
+        ('[97, "a"]', '[97, "hex", "61"]', "found"),
+        ('[97, "a"]', '[97.0, "a"]', "found"),
+        ('[97, "a"]', '[true, "a"]', "found"),
+        ('[97, "a"]', '["97", "a"]', "found"),
+        ('[97, "a"]', '[-97, "a"]', "between 0"),
+        ('[97, "a"]', '[1e999, "a"]', "found"),
+        ('[97, "a"]', '[97000000000000000000000, "a"]', "between 0"),
+        ('[97, "a"]', '[97, "\\ud800"]', "surrogates"),
+        ('[97, "a"]', "[97, null]", "found"),
+        ('"<|document|>"', '"\\udfff"', "surrogates"),
         ('"checksum"', '"sum"', "checksum"),
         ("{", "[", "damaged"),
         ("}", "", "damaged"),
@@ -71,37 +89,47 @@ def test_a_file_cut_short_or_not_text_is_refused(tmp_path: Path) -> None:
             Tokenizer.load(path)
 
 
+def test_ranks_that_no_merging_makes_are_refused_though_the_checksum_is_theirs(
+    tmp_path: Path,
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
+    Tokenizer(ranks, "gpt2", {}).save(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no .* b'abc', is not a merge"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_message_is_short_however_long_the_fault(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    trained("strata").truncate(300).save(path)
+    content = path.read_text(encoding="utf-8")
+    for old in ('"strata"', '"strata-tokenizer"', '[97, "a"]'):
+        path.write_text(content.replace(old, f'"{"x" * 100_000}"', 1), encoding="utf-8")
+        with pytest.raises(ValueError, match="damaged") as caught:
+            Tokenizer.load(path)
+        assert len(str(caught.value)) < 1_000
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder: expected a Strata tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+SMALL = trained("strata").truncate(270)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_whatever_is_changed_a_file_loads_as_what_was_saved_or_is_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "own.json"
+    SMALL.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(data.draw(st.one_of(mutated_bytes(whole), mutated_json(whole))))
+    loaded = loaded_or_refused(lambda: Tokenizer.load(path), "own.json is no Strata tokenizer")
+    assert loaded is None or loaded.identity == SMALL.identity
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Tokenizer.load(tmp_path / "nowhere.json")
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_tiktoken_reads_its_format_and_gives_the_same_ids(pattern: str, tmp_path: Path) -> None:
-    tokenizer = trained(pattern)
-    tokenizer.to_tiktoken(tmp_path / "ranks.tiktoken")
-    ranks = tiktoken.load.load_tiktoken_bpe(str(tmp_path / "ranks.tiktoken"))
-    assert ranks == tokenizer.ranks
-    encoding = tiktoken.Encoding(
-        "exported",
-        pat_str=REGULAR_EXPRESSIONS[pattern],
-        mergeable_ranks=ranks,
-        special_tokens=tokenizer.special_tokens,
-    )
-    assert encoding.n_vocab == tokenizer.vocab_size
-    for text in NASTY:
-        assert encoding.encode_ordinary(text) == tokenizer.encode(text)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_tokenizers_reads_its_format_and_gives_the_same_ids(pattern: str, tmp_path: Path) -> None:
-    tokenizer = trained(pattern)
-    tokenizer.to_huggingface(tmp_path / "tokenizer.json")
-    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert exported.get_vocab_size() == tokenizer.vocab_size
-    for text in sources(400_000):
-        ids = exported.encode(text).ids
-        assert ids == tokenizer.encode(text, "all")
-        assert exported.decode(ids, skip_special_tokens=False) == text
-    exported.encode_special_tokens = True
-    assert exported.encode("a<|document|>").ids == tokenizer.encode("a<|document|>")

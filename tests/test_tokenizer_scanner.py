@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import Split
 
 from strata.tokenizer import REGULAR_EXPRESSIONS, split_words
-from strata.tokenizer.formats import ONIGURUMA
+from strata.tokenizer.huggingface import ONIGURUMA
 from strata.tokenizer.scanner import (
     LETTER,
     NEWLINE,

@@ -7,6 +7,7 @@ from strata.data.cache import cache_dir
 from strata.data.corpus import Corpus, SourceSummary, absolute_spec
 from strata.data.loader import Batch, Loader, read_windows, spread_windows
 from strata.data.preparation import Prepared, prepare, prepare_shards, prepare_tokenizer
+from strata.data.published import published_tokenizer
 from strata.data.shards import TokenShards, build_shards
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "prepare",
     "prepare_shards",
     "prepare_tokenizer",
+    "published_tokenizer",
     "read_windows",
     "spread_windows",
 ]

@@ -3,10 +3,12 @@
     cache_dir()/corpora/<fingerprint>.json                    what a corpus was found to hold
     cache_dir()/tokenizers/<corpus>-<pattern>-<size>.json     trained tokenizers, and truncations
                                                               of them, with their size after it
+    cache_dir()/vocabularies/                                 vocabularies as others published them
     cache_dir()/shards/<corpus>-<tokenizer>-<split>/          token shards and their manifest
 
-Everything in it can be made again; deleting the folder costs time and nothing else. Names hold the
-hashes of what the content depends on, so an entry never goes stale: it is just no longer asked for.
+Everything in it can be made or fetched again; deleting the folder costs time and nothing else.
+Names hold the hashes of what the content depends on, so an entry never goes stale: it is just no
+longer asked for.
 """
 
 import os

@@ -1,45 +1,29 @@
-"""Tokenizers as files: Strata's own JSON, and what tiktoken and Hugging Face's tokenizers read.
+"""A tokenizer as a file of Strata's own: JSON, made to be looked at.
 
-The file of `write_json` is meant to be looked at: one token a line, as text where it is text. It
-says its version, and its checksum is the tokenizer's identity, so that a file that was cut short
-or edited is noticed. `write_tiktoken` and `write_huggingface` are for other programs; the tests
-load their files with the libraries themselves and compare the ids.
+One token a line, as text where it is text. The file says its version, and its checksum is the
+tokenizer's identity, so that a file that was cut short or edited is noticed. Reading takes nothing
+for granted: whatever a file holds, `read_json` returns the tokenizer that was saved or raises
+ValueError. exchange.py and huggingface.py, for the files of other libraries, share the means.
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from strata.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "strata-tokenizer"
 VERSION = 1
+LONGEST_FAULT = 500  # characters
 
-# The patterns of scanner.py in the dialect of Oniguruma, which `tokenizers` uses. There `{1,3}+`
-# would repeat rather than be possessive, and `$` would match before any line end. Nothing depends
-# on the possessive quantifiers but speed, so they are plain here.
-ONIGURUMA = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s",
-    "cl100k": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
-    ),
-    "strata": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}{1,2}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
-    ),
-}
-
-BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": False,
-    "use_regex": False,
-}
+Value = TypeVar("Value")
 
 
 def write_json(tokenizer: Tokenizer, path: Path) -> None:
@@ -64,118 +48,137 @@ def write_json(tokenizer: Tokenizer, path: Path) -> None:
     write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def spelled(token: bytes) -> tuple[str, ...]:
+def spelled(token: bytes) -> list[str]:
     """A token as its text, or, if that is not whole characters, as "hex" and its bytes in hex."""
     try:
-        return (token.decode(),)
+        return [token.decode()]
     except UnicodeDecodeError:
-        return ("hex", token.hex())
+        return ["hex", token.hex()]
 
 
-def read_json(path: Path) -> tuple[str, dict[bytes, int], dict[str, int], str]:
-    """The pattern, ranks, special tokens and checksum in a file that `write_json` wrote.
+def read_json(make: type[Tokenizer], path: Path) -> Tokenizer:
+    """The tokenizer, made by `make`, in a file that `write_json` wrote.
 
     Raises FileNotFoundError, or ValueError for anything else than such a file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no tokenizer at {path}")
+    with reading(path, "Strata tokenizer"):
+        content = parse(path)
+        if (found := field(content, "format", str)) != FORMAT:
+            raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
+        if (version := field(content, "version", int)) != VERSION:
+            raise ValueError(f"its version is {version}, and this reads {VERSION}")
+        checksum = field(content, "checksum", str)
+        vocab_size = field(content, "vocab_size", int)
+        special_tokens = token_ids(field(content, "special_tokens", dict))
+        ranks: dict[bytes, int] = {}
+        for entry in field(content, "tokens", list):
+            token, index = read_token(entry)
+            if token in ranks:
+                raise ValueError(f"it holds the token {token!r} twice")
+            ranks[token] = index
+        tokenizer = make.from_ranks(ranks, field(content, "pattern", str), special_tokens)
+        if (tokenizer.vocab_size, tokenizer.identity) != (vocab_size, checksum):
+            raise ValueError("its checksum does not match its content")
+        return tokenizer
+
+
+def read_token(entry: object) -> tuple[bytes, int]:
+    """The bytes and id of one entry of "tokens". Raises ValueError unless it is as written."""
+    match entry:
+        case [int(index), str(text)] if type(index) is int:
+            return text.encode(), index
+        case [int(index), "hex", str(digits)] if type(index) is int:
+            token = bytes.fromhex(digits)
+            if spelled(token) == ["hex", digits]:
+                return token, index
+    raise ValueError(f'expected [id, text] or [id, "hex", digits], found {shown(entry)}')
+
+
+# --- reading without trust ------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Has whatever is wrong with the file's content raise ValueError that names the file.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a {what}")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: expected a {what}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-        if content["version"] != VERSION:
-            raise ValueError(f"its version is {content['version']!r}, and this reads {VERSION}")
-        ranks = {}
-        for index, text, *in_hex in content["tokens"]:
-            ranks[bytes.fromhex(in_hex[0]) if in_hex else text.encode()] = int(index)
-        special_tokens = {str(name): int(i) for name, i in content["special_tokens"].items()}
-        return str(content["pattern"]), ranks, special_tokens, str(content["checksum"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is no Strata tokenizer, or it is damaged: {error}") from error
+        yield
+    except RecursionError as error:
+        raise ValueError(f"{path} is no {what}: it is nested too deeply") from error
+    except ValueError as error:
+        fault = str(error)
+        if len(fault) > LONGEST_FAULT:  # it quotes the file, where something may be of any length
+            fault = f"{fault[:LONGEST_FAULT]}…"
+        raise ValueError(f"{path} is no {what}, or it is damaged: {fault}") from error
 
 
-def write_tiktoken(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes the ranks as `tiktoken.load.load_tiktoken_bpe` reads them: a token in base 64, its id.
+def parse(path: Path) -> dict[str, object]:
+    """The object in a JSON file; what it takes in memory is proportional to the file.
 
-    The file has room for neither the pattern nor the special tokens; give them to
-    `tiktoken.Encoding` as REGULAR_EXPRESSIONS[tokenizer.pattern] and tokenizer.special_tokens.
+    Raises ValueError for anything else, and for what JSON does not know: NaN, or a name twice.
     """
-    lines = [
-        f"{base64.b64encode(token).decode()} {index}\n" for token, index in tokenizer.ranks.items()
-    ]
-    write_whole(path, "".join(lines))
+    content = json.loads(
+        path.read_bytes().decode("utf-8"),
+        object_pairs_hook=without_repetition,
+        parse_constant=no_constant,
+    )
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {shown(content)}")
+    return content
 
 
-def write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes a `tokenizer.json`, which `tokenizers.Tokenizer.from_file` reads.
-
-    That library always recognises special tokens in text; set its `encode_special_tokens` to have
-    them encoded as text, as Strata does.
-    """
-    names = [printable(token) for token in tokenizer.ranks]
-    name_of = dict(zip(tokenizer.ranks.values(), names, strict=True))
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": name,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for name, index in tokenizer.special_tokens.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": ONIGURUMA[tokenizer.pattern]},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                BYTE_LEVEL,
-            ],
-        },
-        "post_processor": None,
-        "decoder": BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "ignore_merges": True,  # a word that is a token is that token
-            "vocab": dict(zip(names, tokenizer.ranks.values(), strict=True)),
-            "merges": [f"{name_of[left]} {name_of[right]}" for left, right in tokenizer.merges],
-        },
-    }
-    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+def without_repetition(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dictionary, of which no key may be given twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(a for a, b in pairwise(names) if a == b)
+        raise ValueError(f"it holds the name {twice!r} twice")
+    return content
 
 
-def printable(token: bytes) -> str:
-    """A token with each byte as a visible character, the way GPT-2's vocabulary spells them.
-
-    Printable characters of Latin-1 stand for themselves, the other 68 bytes, in order, for the
-    characters from U+0100 on: a space is `Ġ`.
-    """
-    return "".join(map(PRINTABLE.__getitem__, token))
+def no_constant(name: str) -> NoReturn:
+    """Refuses NaN and Infinity, which Python's reader takes for numbers."""
+    raise ValueError(f"{name} is no JSON")
 
 
-def printable_characters() -> list[str]:
-    """The character of each byte in `printable`."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
+def field(content: object, name: str, kind: type[Value]) -> Value:
+    """What `content`, a JSON object, holds under `name`. Raises ValueError if it is no `kind`."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object with {name!r}, found {shown(content)}")
+    value = content.get(name)
+    if type(value) is not kind:  # exactly: true is no number here
+        raise ValueError(f"expected {name!r} to be {KINDS[kind]}, found {shown(value)}")
+    return value
 
 
-PRINTABLE = printable_characters()
+KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def token_ids(content: dict[str, object]) -> dict[str, int]:
+    """`content` once it is clear that all its values are whole numbers; else raises ValueError."""
+    for name, index in content.items():
+        if type(index) is not int:
+            raise ValueError(f"expected the id of {name!r} to be a number, found {shown(index)}")
+    return cast(dict[str, int], content)
+
+
+def shown(value: object) -> str:
+    """A value out of a file, short enough for a message."""
+    return f"{value!r:.60}" if value is not None else "nothing"
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Writes a file so that it appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    """Writes a file so that it appears whole or not at all, whoever else writes it meanwhile."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,16 +7,15 @@ and the special tokens are last. A shorter vocabulary is therefore the beginning
 (`truncate`).
 
 Everything else here is derived from those three: tables for the kernels that encode and decode
-(encoder.py), and files that other libraries read (formats.py).
+(encoder.py), and files, our own (formats.py) and others' (exchange.py, huggingface.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from array import array as Array
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
@@ -26,14 +25,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer import encoder, formats
+from strata.tokenizer import encoder, exchange, formats, huggingface, special
 from strata.tokenizer.memory import PADDING, padded, text_bytes
 from strata.tokenizer.scanner import RULES, character_classes, check_pattern
+from strata.tokenizer.special import SEPARATORS, SPECIAL_TOKENS
 from strata.tokenizer.trainer import Progress, train_merges
-
-DOCUMENT = "<|document|>"  # begins every document of a corpus
-SPECIAL_TOKENS = (DOCUMENT, *(f"<|reserved_{i}|>" for i in range(1, 8)))
-SEPARATORS = (DOCUMENT, "<|endoftext|>")  # what tokenizers call the token between documents
 
 BATCH_CHARACTERS = 1 << 17  # short texts are encoded together until they have as many
 
@@ -191,14 +187,41 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Reads what `save` wrote. Raises FileNotFoundError, or ValueError for a damaged file."""
-        pattern, ranks, special_tokens, identity = formats.read_json(Path(path))
-        try:
-            tokenizer = cls(ranks, pattern, special_tokens)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        if tokenizer.identity != identity:
-            raise ValueError(f"{path} is damaged: its checksum does not match its content")
-        return tokenizer
+        return formats.read_json(cls, Path(path))
+
+    @classmethod
+    def from_tiktoken(
+        cls,
+        path: str | os.PathLike[str],
+        pattern: str,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
+        """Reads a file of ranks as tiktoken has them; it holds no pattern and no special tokens.
+
+        Raises FileNotFoundError, or ValueError if the file holds no byte-pair encoding.
+        """
+        return exchange.read_tiktoken(cls, Path(path), check_pattern(pattern), special_tokens or {})
+
+    @classmethod
+    def from_huggingface(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a `tokenizer.json` that holds a byte-level BPE with one of the three patterns.
+
+        Its added tokens become special tokens: `tokenizers` recognises them in any text, Strata
+        where they are allowed. What else that library adds to the ids (add_special_tokens) is not.
+
+        Raises FileNotFoundError, or ValueError that says what in the file is not supported.
+        """
+        return huggingface.read_huggingface(cls, Path(path))
+
+    @classmethod
+    def from_gpt2(
+        cls, vocab_bpe: str | os.PathLike[str], encoder_json: str | os.PathLike[str]
+    ) -> Tokenizer:
+        """Reads the two files in which GPT-2's vocabulary was published.
+
+        Raises FileNotFoundError, or ValueError if they are not such files or do not fit together.
+        """
+        return exchange.read_gpt2(cls, Path(vocab_bpe), Path(encoder_json))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer as JSON: readable, versioned, with a checksum."""
@@ -206,11 +229,11 @@ class Tokenizer:
 
     def to_tiktoken(self, path: str | os.PathLike[str]) -> None:
         """Writes the ranks as a file that `tiktoken.load.load_tiktoken_bpe` reads."""
-        formats.write_tiktoken(self, Path(path))
+        exchange.write_tiktoken(self, Path(path))
 
     def to_huggingface(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `tokenizers.Tokenizer.from_file` reads."""
-        formats.write_huggingface(self, Path(path))
+        huggingface.write_huggingface(self, Path(path))
 
     # --- what it knows ------------------------------------------------------------------------
 
@@ -254,28 +277,26 @@ class Tokenizer:
     # --- encoding -----------------------------------------------------------------------------
 
     def encode(
-        self, text: str, allowed_special: Set[str] | Literal["all"] = frozenset()
+        self,
+        text: str,
+        allowed_special: special.Names = frozenset(),
+        disallowed_special: special.Names = frozenset(),
     ) -> list[int]:
         """The ids of `text`.
 
         allowed_special: names of the special tokens that are recognised in the text, or "all".
             By default none is, and the text of their names is encoded like any other.
+        disallowed_special: names that the text must not hold; "all" means all not allowed.
 
-        Raises ValueError if an allowed name is none of the tokenizer's.
+        Raises ValueError if it holds one of those, or if a name is none of the tokenizer's.
         """
-        allowed = self.special_tokens.keys() if allowed_special == "all" else allowed_special
-        for name in allowed:
-            if name not in self.special_tokens:
-                known = ", ".join(self.special_tokens) or "none"
-                raise ValueError(f"{name!r} is no special token; this tokenizer has: {known}")
+        known = self.special_tokens
+        allowed, disallowed = special.chosen(known, allowed_special, disallowed_special)
+        special.refuse(text, disallowed)
         ids: list[int] = []
-        if not allowed:
-            ids = as_list(self.encode_array(text))
-            return ids
-        longest_first = sorted(allowed, key=len, reverse=True)
-        for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            if piece in allowed:
-                ids.append(self.special_tokens[piece])
+        for piece, is_special in special.pieces(text, allowed):
+            if is_special:
+                ids.append(known[piece])
             else:
                 ids += as_list(self.encode_array(piece))
         return ids
