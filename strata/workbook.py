@@ -172,7 +172,7 @@ def _sources() -> dict[str, str]:
     return {
         path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(package.rglob("*"))
-        if path.suffix in (".py", ".npz")
+        if path.suffix in (".py", ".npz", ".toml")
     }
 
 
