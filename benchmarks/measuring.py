@@ -44,8 +44,7 @@ def machine(packages: Iterable[str]) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return (
         f"{date.today()}, {processor_name()}, {os.cpu_count()} cores, {platform.system()} "
-        f"{platform.machine()}, Python {platform.python_version()}, {versions}. "
-        "A shared machine: medians of alternating rounds."
+        f"{platform.machine()}, Python {platform.python_version()}, {versions}."
     )
 
 

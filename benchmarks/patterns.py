@@ -18,20 +18,19 @@ are equal compute; a variant with longer tokens reads more text for it, and is m
 """
 
 import argparse
-import datetime
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from measuring import machine
 from numpy.typing import NDArray
 
 from strata import Config, Corpus, Tokenizer, Transformer
@@ -41,7 +40,7 @@ from strata.data.passages import texts_by_kind
 from strata.model import bits_per_byte
 from strata.tokenizer.scanner import RULES, UNLIMITED, Rules
 from strata.training import build_optimizer, choose_runtime, rate_ratio, train_step
-from strata.training.device import apply_runtime, processor_name
+from strata.training.device import apply_runtime
 
 SCORED_BYTES = 300_000  # of the held-out text, what the models are scored on
 
@@ -240,7 +239,6 @@ def bits_of_run(run: Run) -> float:
 
 def header(arguments: argparse.Namespace, corpus: Corpus, kinds: dict[str, list[str]]) -> list[str]:
     """Title, date, machine, versions, and what the texts are."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "numpy"))
     texts = ", ".join(
         f"{kind} {sum(len(text.encode()) for text in texts) / 1e6:.3f} MB"
         for kind, texts in kinds.items()
@@ -248,10 +246,9 @@ def header(arguments: argparse.Namespace, corpus: Corpus, kinds: dict[str, list[
     training = min(arguments.training_bytes, corpus.expected_bytes("train")) / 1e6
     held_out = corpus.expected_bytes("validation") / 1e6
     return [
-        f"# Split patterns, {datetime.date.today()}",
+        f"# Split patterns, {date.today()}",
         "",
-        f"`benchmarks/patterns.py` on {os.cpu_count()} cores of {processor_name()}; "
-        f"Python {platform.python_version()}, {libraries}.",
+        "`benchmarks/patterns.py`, " + machine(("torch", "numba", "numpy")),
         "",
         f"Tokenizers learn from {training:.0f} MB of the training split of "
         f"the corpus `{corpus.spec.partition(':')[0]}`; {held_out:.2f} MB are held out, of which: "

@@ -65,7 +65,7 @@ def main() -> None:
         corpora["English"] = options.english
     parts = [f"# The tokenizer beside its peers, {date.today()}\n"]
     packages = ("numba", "numpy", "tiktoken", "tokenizers", "rustbpe")
-    parts.append(machine(packages) + "\n")
+    parts.append(f"{machine(packages)} Shared with others; medians of alternating rounds.\n")
     for name, spec in corpora.items():
         counted = Corpus.open(spec).summary("train")
         n_bytes = sum(part.bytes for part in counted) / MEGABYTE
