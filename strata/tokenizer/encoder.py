@@ -252,7 +252,8 @@ def decode_ids(ids: NDArray[np.uint32], vocabulary: Vocabulary, output: NDArray[
     text = vocabulary.text.ctypes.data
     for i in range(len(ids)):
         token = np.int64(ids[i])
-        start, end = vocabulary.starts[token], vocabulary.starts[token + 1]
+        start = vocabulary.starts[token] + 0
+        end = vocabulary.starts[token + 1] + 0
         for at in range(start, end, 8):
             store_word(address + at - start, load_word(text + at))
         address += end - start

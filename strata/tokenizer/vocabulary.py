@@ -21,7 +21,7 @@ class Vocabulary(NamedTuple):
     """
 
     text: NDArray[np.uint8]  # the bytes of token i are text[starts[i] : starts[i + 1]]
-    starts: NDArray[np.int64]
+    starts: NDArray[np.int32]  # kernels add 0 to have 64 bits
     table: NDArray[np.int64]  # rows of (hash, last eight bytes, length << 32 | id, start in text)
     byte_ids: NDArray[np.int64]  # (256,): the token of each byte
     byte_pairs: NDArray[np.int64]  # (65536,): the token of each two bytes, or NO_MERGE
@@ -38,9 +38,9 @@ def build_vocabulary(
     Raises ValueError if a token is not a merge of two earlier ones.
     """
     text = padded(b"".join(tokens))
-    starts = np.zeros(len(tokens) + 1, dtype=np.int64)
+    starts = np.zeros(len(tokens) + 1, dtype=np.int32)
     np.cumsum([len(token) for token in tokens], out=starts[1:])
-    lengths = np.where(plain, np.diff(starts), 0)
+    lengths = np.where(plain, np.diff(starts), 0).astype(np.int64)
     byte_ids = np.zeros(256, dtype=np.int64)
     for index, token in enumerate(tokens):
         if lengths[index] == 1:
@@ -77,7 +77,7 @@ def fill_table(vocabulary: Vocabulary, lengths: NDArray[np.int64]) -> None:
     table, text = vocabulary.table, vocabulary.text
     mask = len(table) - 1
     for token in range(len(lengths)):
-        length, start = lengths[token], vocabulary.starts[token]
+        length, start = lengths[token], vocabulary.starts[token] + 0
         if length > 0:
             address = text.ctypes.data + start
             word_hash = hash_bytes(address, length)
@@ -110,7 +110,7 @@ def find_merges(
     for token in range(len(parts)):
         length = lengths[token]
         if length > 1:
-            at = vocabulary.starts[token]
+            at = vocabulary.starts[token] + 0
             address = vocabulary.text.ctypes.data + at
             n_parts = merge_word(address, length, merges, byte_ids, byte_pairs, room, ids, at)
             if n_parts != 2:
