@@ -393,6 +393,17 @@ def training_report(sizes: Sequence[int], english: str | None, rounds: int) -> s
 def growth_report(sizes: Sequence[int], english: str | None, figure: Path) -> str:
     """Seconds against bytes, for encoding and training on one thread: both should be lines."""
     rows = list(measure_growth(sizes, english))
+    slopes = draw_growth(rows, figure)
+    return (
+        "## Growth, one thread\n\n"
+        + table(("MB", "encoding, s", "training, s"), rows)
+        + f"\nExponent of time in bytes: encoding {slopes[0]:.2f}, training {slopes[1]:.2f}.\n"
+        + f"\n![Time against size]({figure.name})\n"
+    )
+
+
+def draw_growth(rows: Sequence[tuple[float, float, float]], figure: Path) -> tuple[float, float]:
+    """Draws (megabytes, seconds of encoding, of training), and returns both slopes in logarithms."""
     megabytes, encoding, training = (np.array(column) for column in zip(*rows, strict=True))
     slopes = [np.polyfit(np.log(megabytes), np.log(y), 1)[0] for y in (encoding, training)]
     with mpl.rc_context({"font.size": 9}):
@@ -400,15 +411,14 @@ def growth_report(sizes: Sequence[int], english: str | None, figure: Path) -> st
         ax.plot(megabytes, encoding, "o-", label=f"encoding, slope {slopes[0]:.2f}")
         ax.plot(megabytes, training, "s-", label=f"training, slope {slopes[1]:.2f}")
         ax.set(xscale="log", yscale="log", xlabel="text (MB)", ylabel="time (s)")
+        ax.set_xticks(megabytes, [f"{size:.0f}" for size in megabytes])
+        ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
         ax.set_title("Time grows with the text, not faster")
         ax.legend(frameon=False)
         fig.savefig(figure, dpi=160)
-    return (
-        "## Growth, one thread\n\n"
-        + table(("MB", "encoding, s", "training, s"), rows)
-        + f"\nExponent of time in bytes: encoding {slopes[0]:.2f}, training {slopes[1]:.2f}.\n"
-        + f"\n![Time against size]({figure.name})\n"
-    )
+    return slopes[0], slopes[1]
 
 
 def measure_growth(
