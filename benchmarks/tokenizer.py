@@ -403,7 +403,7 @@ def growth_report(sizes: Sequence[int], english: str | None, figure: Path) -> st
 
 
 def draw_growth(rows: Sequence[tuple[float, float, float]], figure: Path) -> tuple[float, float]:
-    """Draws (megabytes, seconds of encoding, of training), and returns both slopes in logarithms."""
+    """Draws rows of (MB, seconds of encoding, of training); returns both slopes in logarithms."""
     megabytes, encoding, training = (np.array(column) for column in zip(*rows, strict=True))
     slopes = [np.polyfit(np.log(megabytes), np.log(y), 1)[0] for y in (encoding, training)]
     with mpl.rc_context({"font.size": 9}):
