@@ -102,7 +102,7 @@ def tokenizer_export(
 def tokenizer_import(
     source: Positional[str],
     format: Literal["published", "huggingface", "tiktoken"],
-    pattern: Literal["cl100k", "gpt2", "strata"] = "cl100k",
+    pattern: Literal["cl100k", "gpt2", "strata"] | None = None,
     special_tokens: dict[str, int] | None = None,
     output: Path = Path("tokenizer.json"),
 ) -> None:
@@ -115,12 +115,16 @@ def tokenizer_import(
     Args:
         source: A file, or the name of a published vocabulary: gpt2 or cl100k.
         format: Where it comes from: OpenAI (fetched once), a tokenizer.json, or a file of ranks.
-        pattern: How text is cut into words; only for a file of ranks, which does not say.
+        pattern: How text is cut into words; for a file of ranks, which does not say, and only then.
         special_tokens: Their names and ids, as NAME ID …; only for a file of ranks.
         output: The file to write.
     """
     from strata.tokenizer import Tokenizer
 
+    if (format == "tiktoken") != (pattern is not None):
+        raise ValueError("--pattern belongs to --format tiktoken, whose files do not say theirs")
+    if special_tokens and format != "tiktoken":
+        raise ValueError("--special-tokens belongs to --format tiktoken; other sources say theirs")
     if format == "published":
         from strata.data import published_tokenizer
 
@@ -128,7 +132,7 @@ def tokenizer_import(
     elif format == "huggingface":
         tool = Tokenizer.from_huggingface(source)
     else:
-        tool = Tokenizer.from_tiktoken(source, pattern, special_tokens)
+        tool = Tokenizer.from_tiktoken(source, str(pattern), special_tokens)
     output.parent.mkdir(parents=True, exist_ok=True)
     tool.save(output)
     print(f"{tool.vocab_size:,} tokens: {output}")

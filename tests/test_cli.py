@@ -191,6 +191,8 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("tokenizer encode nowhere.json text", 1, "nowhere.json"),
         ("tokenizer import nowhere.json --format huggingface", 1, "nowhere.json"),
         ("tokenizer import gpt5 --format published", 1, "'gpt2' or 'cl100k'"),
+        ("tokenizer import gpt2 --format published --pattern gpt2", 1, "--pattern belongs to"),
+        ("tokenizer import some.tiktoken --format tiktoken", 1, "--pattern belongs to"),
         ("tokenizer import nowhere.json", 2, "--format"),
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),

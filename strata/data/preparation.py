@@ -184,7 +184,7 @@ def encode_files(
         tokenizer: encodes; its separator stands before each document.
         files: globs and URLs as in `Corpus.open("files:…")`, without the `files:`.
         folder: where the shards will lie; if those of the same files and tokenizer are there
-            already, they are only opened.
+            already, they are only opened, of whatever size they are.
         text_column: of JSON lines and Parquet.
         shard_tokens: ids in one shard file.
         threads: of the encoder; None takes all cores.

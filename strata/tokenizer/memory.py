@@ -73,6 +73,7 @@ def code_folder(chosen: str) -> Path | None:
 
     It lies in the folder that NUMBA_CACHE_DIR names, `chosen`; or else beside Python's own code;
     or, if that cannot be written, in the cache of prepared data. None if that cannot be either.
+    Folders of earlier sources stay until `make clean`.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
