@@ -55,17 +55,31 @@ def tokenizer_train(data: Data, output: Path = Path("tokenizer.json")) -> None:
 
 
 def tokenizer_encode(
-    tokenizer: TokenizerPath, text: Positional[str] = "-", output: Path | None = None
+    tokenizer: TokenizerPath,
+    text: Positional[str] = "-",
+    files: str = "",
+    output: Path | None = None,
 ) -> None:
     """Turn text into token ids, on one line or, with --output, as a NumPy array of uint32.
 
     Example: strata tokenizer encode runs/nano "import numpy as np"
 
+    Files to shards: strata tokenizer encode runs/nano --files "texts/*.txt" --output shards
+
     Args:
         text: The text itself; - reads it from the standard input.
-        output: The .npy file to write.
+        files: Text, JSON lines or Parquet to encode instead, as globs or URLs.
+        output: The .npy file to write, or of --files, the folder of the shards.
     """
     tool = _load_tokenizer(tokenizer)
+    if files:
+        from strata.data import encode_files
+
+        if output is None:
+            raise ValueError("--files needs --output, the folder to write the token shards to")
+        shards = encode_files(tool, files, output)
+        print(f"{shards.n_documents:,} documents, {shards.n_tokens:,} ids: {output}")
+        return
     ids = tool.encode_array(sys.stdin.read() if text == "-" else text)
     if output is None:
         print(*ids.tolist())

@@ -104,6 +104,13 @@ def test_a_tokenizer_is_trained_used_exported_and_imported(
     assert strata("tokenizer", "encode", path, "Some text.", "--output", ids) == 0
     assert np.load(ids).tolist() == tokenizer.encode("Some text.")
 
+    texts, shards = tmp_path / "some.txt", tmp_path / "shards"
+    texts.write_text("Some text.", encoding="utf-8")
+    assert strata("tokenizer", "encode", path, "--files", texts, "--output", shards) == 0
+    assert f"1 documents, {1 + len(tokenizer.encode('Some text.'))} ids" in capsys.readouterr().out
+    assert strata("tokenizer", "encode", path, "--files", texts) == 1
+    assert "--output" in capsys.readouterr().err
+
     names = [str(word) for item in tokenizer.special_tokens.items() for word in item]
     told = ["--pattern", tokenizer.pattern, "--special-tokens", *names]  # what ranks do not say
     for format, options in (("tiktoken", told), ("huggingface", [])):
