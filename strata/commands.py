@@ -147,7 +147,8 @@ def tokenizer_import(
         tool = Tokenizer.from_huggingface(source)
     else:
         tool = Tokenizer.from_tiktoken(source, str(pattern), special_tokens)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if Path(source).exists() and output.exists() and output.samefile(source):
+        raise ValueError(f"{output} is the file that is read: name another --output")
     tool.save(output)
     print(f"{tool.vocab_size:,} tokens: {output}")
 

@@ -121,6 +121,8 @@ def test_a_tokenizer_is_trained_used_exported_and_imported(
         assert strata("tokenizer", "import", exported, *options) == 0
         assert str(back) in capsys.readouterr().out
         assert Tokenizer.load(back).identity == tokenizer.identity
+        assert strata("tokenizer", "import", exported, *options[:-1], exported) == 1
+        assert "name another --output" in capsys.readouterr().err
 
 
 def test_preparing_data_says_how_much_there_is_and_where(
