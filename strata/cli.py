@@ -1,4 +1,4 @@
-"""The command line: from arguments to a call of `strata/commands.py`, from an error to one line.
+"""The command line: from arguments to a call of `strata/commands/`, from an error to one line.
 
 tyro makes the parser from the signatures of the commands and the classes of the configuration.
 Parsing comes first and the call afterwards, so that what tyro says of bad arguments, in a frame of
@@ -20,33 +20,33 @@ from typing import Any
 from tyro.conf import DisallowNone, PositionalMetavarFromFieldName
 from tyro.extras import SubcommandApp
 
-from strata import commands
+from strata.commands import machines, runs, text
 from strata.config import Config, DataConfig
 
 Call = Callable[[], None]
 
 _SINGLE: tuple[Callable[..., None], ...] = (
-    commands.workbook,
-    commands.paper,
-    commands.doctor,
-    commands.train,
-    commands.evaluate,
-    commands.generate,
-    commands.ablate,
+    runs.workbook,
+    runs.paper,
+    machines.doctor,
+    runs.train,
+    runs.evaluate,
+    runs.generate,
+    runs.ablate,
 )
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "tokenizer": (
-        commands.tokenizer_train,
-        commands.tokenizer_encode,
-        commands.tokenizer_export,
-        commands.tokenizer_import,
+        text.tokenizer_train,
+        text.tokenizer_encode,
+        text.tokenizer_export,
+        text.tokenizer_import,
     ),
-    "data": (commands.data_prepare,),
+    "data": (text.data_prepare,),
     "transfer": (
-        commands.transfer_push,
-        commands.transfer_run,
-        commands.transfer_status,
-        commands.transfer_pull,
+        machines.transfer_push,
+        machines.transfer_run,
+        machines.transfer_status,
+        machines.transfer_pull,
     ),
 }
 _ABOUT = {

@@ -14,77 +14,20 @@ what is allowed. The command line is made from the same classes (`strata train n
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
 
+from strata.fields import check_section, nearest, number, positive
 from strata.presets import PRESETS
 from strata.storage import write_whole
-
-
-def _number(default: float, low: float | None = None, high: float | None = None) -> Any:
-    """A field whose value must lie in [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def _positive(default: float) -> Any:
-    """A field whose value must be greater than zero."""
-    return field(default=default, metadata={"above": 0})
-
-
-def _check_section(section: Any, prefix: str) -> None:
-    """Check each field of a section against its type and bounds; widen integers to floats.
-
-    Raises:
-        ValueError: with the dotted name of the field, the value, and what is allowed.
-    """
-    hints = typing.get_type_hints(type(section))
-    for item in fields(section):
-        name, value, expected = f"{prefix}.{item.name}", getattr(section, item.name), None
-        hint = hints[item.name]
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            if value not in choices:
-                expected = "one of " + ", ".join(repr(choice) for choice in choices)
-        elif hint is bool:
-            expected = None if isinstance(value, bool) else "true or false"
-        elif hint is str:
-            expected = None if isinstance(value, str) else "text"
-        elif typing.get_origin(hint) is tuple:
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(section, item.name, value)
-            if not (isinstance(value, tuple) and all(isinstance(part, str) for part in value)):
-                expected = "a list of names"
-        else:
-            kind = "a whole number" if hint is int else "a number"
-            allowed = (int,) if hint is int else (int, float)
-            if not isinstance(value, allowed) or isinstance(value, bool):
-                expected = kind
-            elif not math.isfinite(value):
-                expected = f"{kind} that is finite"
-            else:
-                low, high = item.metadata.get("low"), item.metadata.get("high")
-                above = item.metadata.get("above")
-                if above is not None and value <= above:
-                    expected = f"{kind} greater than {above}"
-                elif low is not None and high is not None and not low <= value <= high:
-                    expected = f"{kind} from {low} to {high}"
-                elif low is not None and value < low:
-                    expected = f"{kind} of at least {low}"
-                if hint is float:
-                    object.__setattr__(section, item.name, float(value))
-        if expected:
-            raise ValueError(f"{name} = {value!r}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -92,19 +35,19 @@ class ModelConfig:
     """What the transformer is. The defaults are the Strata recipe at the size of `nano`."""
 
     # Tokens the model knows; the data's tokenizer is truncated to it. 86,400 = 675 x 128.
-    vocab_size: int = _number(4_096, low=300)
+    vocab_size: int = number(4_096, low=300)
     # Transformer blocks, one attention and one feed-forward layer each.
-    n_layers: int = _number(4, low=1)
+    n_layers: int = number(4, low=1)
     # Attention heads a block.
-    n_heads: int = _number(3, low=1)
+    n_heads: int = number(3, low=1)
     # Width of the residual stream (d_model).
-    width: int = _number(192, low=2)
+    width: int = number(192, low=2)
     # Tokens the model sees at once.
-    context_length: int = _number(256, low=2)
+    context_length: int = number(256, low=2)
     # Width of one head; 0 = width / n_heads.
-    head_dim: int = _number(0, low=0)
+    head_dim: int = number(0, low=0)
     # Width of the feed-forward layer over the width of the stream (4 in Vaswani et al., 2017).
-    mlp_ratio: float = _positive(4.0)
+    mlp_ratio: float = positive(4.0)
     # "rmsnorm" without learned gains (Zhang and Sennrich, 2019) or GPT-3's "layernorm".
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     # "relu2", the square of ReLU (So et al., 2021), or GPT-3's "gelu".
@@ -112,7 +55,7 @@ class ModelConfig:
     # "rotary" embeddings (Su et al., 2021) or GPT-3's "learned" ones.
     positions: Literal["rotary", "learned"] = "rotary"
     # Base of the rotary wavelengths (10,000 in Su et al., 2021, section 3.4.2).
-    rotary_base: float = _positive(10_000.0)
+    rotary_base: float = positive(10_000.0)
     # Bias vectors in linear and normalisation layers, as GPT-3 has them.
     biases: bool = False
     # Normalise queries and keys head by head (Henry et al., 2020).
@@ -122,12 +65,12 @@ class ModelConfig:
     # One matrix for the input embedding and the output head (Press and Wolf, 2017).
     tie_embeddings: bool = True
     # Logits are softcap * tanh(logits / softcap) (Gemma 2, 2024); 0 = off.
-    logit_softcap: float = _number(15.0, low=0)
+    logit_softcap: float = number(15.0, low=0)
     # Each block starts from a learned mix of the stream and the normalised input embedding.
     residual_scalars: bool = True
 
     def __post_init__(self) -> None:
-        _check_section(self, "model")
+        check_section(self, "model")
         if not self.head_dim and self.width % self.n_heads:
             raise ValueError(
                 f"model.width = {self.width}: expected a multiple of model.n_heads = "
@@ -159,16 +102,16 @@ class DataConfig:
     # Column that holds the text, in JSON lines and Parquet.
     text_column: str = "text"
     # Share of the documents held out, chosen by the hash of their text.
-    validation_fraction: float = _number(0.01, low=0.0, high=0.5)
+    validation_fraction: float = number(0.01, low=0.0, high=0.5)
     # Tokens in the trained vocabulary: 256 bytes and the special tokens included.
-    tokenizer_vocab_size: int = _number(86_400, low=300)
+    tokenizer_vocab_size: int = number(86_400, low=300)
     # How text is split into words before merging; see strata/tokenizer/scanner.py.
     pattern: Literal["strata", "gpt2", "cl100k"] = "strata"
     # Tokens in one shard file (4 bytes each).
-    shard_tokens: int = _number(1 << 25, low=1 << 10)
+    shard_tokens: int = number(1 << 25, low=1 << 10)
 
     def __post_init__(self) -> None:
-        _check_section(self, "data")
+        check_section(self, "data")
 
 
 @dataclass(frozen=True)
@@ -178,28 +121,28 @@ class OptimizerConfig:
     # "muon" for the matrices of the blocks and AdamW for the rest, or "adamw" for all.
     name: Literal["muon", "adamw"] = "muon"
     # Peak rate of the matrices (Muon's is the spectral size of an update; Jordan et al., 2024).
-    learning_rate: float = _positive(0.02)
+    learning_rate: float = positive(0.02)
     # Peak rate of the embeddings; 0 = learning_rate.
-    embedding_learning_rate: float = _number(0.01, low=0)
+    embedding_learning_rate: float = number(0.01, low=0)
     # Peak rate of an untied head; 0 = learning_rate.
-    head_learning_rate: float = _number(0.004, low=0)
+    head_learning_rate: float = number(0.004, low=0)
     # Peak rate of gains, biases and residual scalars; 0 = learning_rate.
-    scalar_learning_rate: float = _number(0.01, low=0)
+    scalar_learning_rate: float = number(0.01, low=0)
     # Decoupled weight decay (Loshchilov and Hutter, 2019), of matrices alone under "muon".
-    weight_decay: float = _number(0.0, low=0)
+    weight_decay: float = number(0.0, low=0)
     # AdamW's decay of the mean gradient (GPT-3, appendix B).
-    beta1: float = _number(0.9, low=0, high=0.9999)
+    beta1: float = number(0.9, low=0, high=0.9999)
     # AdamW's decay of the mean squared gradient (GPT-3, appendix B).
-    beta2: float = _number(0.95, low=0, high=0.9999)
+    beta2: float = number(0.95, low=0, high=0.9999)
     # Added to AdamW's denominator (GPT-3, appendix B).
-    epsilon: float = _positive(1e-8)
+    epsilon: float = positive(1e-8)
     # Muon's momentum (Jordan et al., 2024).
-    momentum: float = _number(0.95, low=0, high=0.9999)
+    momentum: float = number(0.95, low=0, high=0.9999)
     # Newton-Schulz iterations of an update of Muon (Jordan et al., 2024).
-    newton_schulz_steps: int = _number(5, low=1, high=20)
+    newton_schulz_steps: int = number(5, low=1, high=20)
 
     def __post_init__(self) -> None:
-        _check_section(self, "optimizer")
+        check_section(self, "optimizer")
 
 
 @dataclass(frozen=True)
@@ -207,33 +150,33 @@ class TrainingConfig:
     """The loop: how long, in what batches, with what schedule, and what is written down."""
 
     # Updates in the whole run.
-    max_steps: int = _number(225, low=1)
+    max_steps: int = number(225, low=1)
     # Sequences an update, over all processes and micro-batches.
-    batch_size: int = _number(8, low=1)
+    batch_size: int = number(8, low=1)
     # Sequences in one forward pass of one process; 0 = all of its share.
-    micro_batch_size: int = _number(0, low=0)
+    micro_batch_size: int = number(0, low=0)
     # "wsd": warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine"; or "constant".
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     # Updates in which the rate rises linearly from zero.
-    warmup_steps: int = _number(10, low=0)
+    warmup_steps: int = number(10, low=0)
     # Share of the run in which the rate falls: the last of it ("wsd"), the first ("cosine").
-    decay_fraction: float = _number(0.5, low=0, high=1)
+    decay_fraction: float = number(0.5, low=0, high=1)
     # Rate at the end over the peak rate.
-    final_rate_ratio: float = _number(0.0, low=0, high=1)
+    final_rate_ratio: float = number(0.0, low=0, high=1)
     # Largest global norm of the gradient; 0 = no clipping. 1.0 in GPT-3, appendix B.
-    gradient_clip: float = _number(1.0, low=0)
+    gradient_clip: float = number(1.0, low=0)
     # Updates between checkpoints; 0 = none but the final weights.
-    checkpoint_every: int = _number(100, low=0)
+    checkpoint_every: int = number(100, low=0)
     # Checkpoints kept, newest first.
-    keep_checkpoints: int = _number(2, low=1)
+    keep_checkpoints: int = number(2, low=1)
     # Updates between validations; the last update is always followed by one.
-    validate_every: int = _number(25, low=1)
+    validate_every: int = number(25, low=1)
     # Held-out sequences of context_length tokens in a validation.
-    validation_sequences: int = _number(96, low=1)
+    validation_sequences: int = number(96, low=1)
     # Updates between text samples; 0 = only at the end.
-    sample_every: int = _number(0, low=0)
+    sample_every: int = number(0, low=0)
     # Seed of initialisation, shuffling and sampling.
-    seed: int = _number(0, low=0)
+    seed: int = number(0, low=0)
     # Where to train; "auto" takes CUDA, then Apple's MPS, then the CPU.
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # Arithmetic of matrix products; "auto" takes bfloat16 where the chip has it in hardware.
@@ -241,10 +184,10 @@ class TrainingConfig:
     # torch.compile; "auto" compiles on CUDA, where it pays for itself.
     compile: Literal["auto", "on", "off"] = "auto"
     # CPU threads; 0 = one a core.
-    threads: int = _number(0, low=0)
+    threads: int = number(0, low=0)
 
     def __post_init__(self) -> None:
-        _check_section(self, "training")
+        check_section(self, "training")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"training.micro_batch_size = {self.micro_batch_size}: expected a divisor of "
@@ -264,18 +207,18 @@ class EvaluationConfig:
     # Names of tasks; see strata/evaluation/tasks.py.
     tasks: tuple[str, ...] = ("cloze", "continuation")
     # Items a task; 0 = all.
-    limit: int = _number(200, low=0)
+    limit: int = number(200, low=0)
     # Folder with the data of the tasks that need a download; "" = none.
     data_dir: str = ""
     # Tokens in one forward pass.
-    batch_tokens: int = _number(8_192, low=1)
+    batch_tokens: int = number(8_192, low=1)
     # Resamples of a bootstrap interval.
-    bootstrap_samples: int = _number(2_000, low=100)
+    bootstrap_samples: int = number(2_000, low=100)
     # Coverage of every interval.
-    confidence: float = _number(0.95, low=0.5, high=0.999)
+    confidence: float = number(0.95, low=0.5, high=0.999)
 
     def __post_init__(self) -> None:
-        _check_section(self, "evaluation")
+        check_section(self, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -311,7 +254,7 @@ class Config:
         if name not in PRESETS:
             raise ValueError(
                 f"preset = {name!r}: expected one of {', '.join(PRESETS)}"
-                + _nearest(name, tuple(PRESETS))
+                + nearest(name, tuple(PRESETS))
             )
         return cls().override(PRESETS[name])
 
@@ -322,7 +265,7 @@ class Config:
             section, _, key = name.partition(".")
             if section not in tree or key not in tree[section]:
                 known = [f"{part}.{inner}" for part in tree for inner in tree[part]]
-                raise ValueError(f"unknown field {name!r}{_nearest(name, known)}")
+                raise ValueError(f"unknown field {name!r}{nearest(name, known)}")
             tree[section][key] = value
         return self.from_dict(tree)
 
@@ -337,14 +280,14 @@ class Config:
         for section, values in tree.items():
             kinds = {item.name: item.default_factory for item in fields(cls)}
             if section not in kinds:
-                raise ValueError(f"unknown section [{section}]{_nearest(section, list(kinds))}")
+                raise ValueError(f"unknown section [{section}]{nearest(section, list(kinds))}")
             if not isinstance(values, Mapping):
                 raise ValueError(f"{section} = {values!r}: expected a section of fields")
             kind = typing.cast(type, kinds[section])
             known = [item.name for item in fields(kind)]
             for key in values:
                 if key not in known:
-                    raise ValueError(f"unknown field {section}.{key}{_nearest(key, known)}")
+                    raise ValueError(f"unknown field {section}.{key}{nearest(key, known)}")
             sections[section] = kind(**values)
         return cls(**sections)
 
@@ -400,9 +343,3 @@ _WITHOUT_EFFECT = (
     "training.compile",
     "training.threads",
 )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

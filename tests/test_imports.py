@@ -14,7 +14,8 @@ CORE = {"storage", "config", "tokenizer", "data", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "presets": set(),
-    "config": {"storage", "presets"},
+    "fields": set(),
+    "config": {"storage", "presets", "fields"},
     "tokenizer": {"storage"},
     "data": {"storage", "config", "tokenizer"},
     "model": {"config"},

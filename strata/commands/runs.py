@@ -1,175 +1,24 @@
-"""What each command of `strata …` does: one thin function a command.
-
-A command imports what it needs, calls the package that does the work, and prints where the result
-lies. Nothing else is decided here: options are the parameters below and, for the configuration,
-the fields of the classes in `strata/config.py`. `strata/cli.py` turns arguments into the call.
-
-Packages that take long to load (torch, numba, matplotlib) are imported inside the commands.
-"""
+"""Commands of runs: training, and what comes of it."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from strata.config import Config, DataConfig
+from strata.commands import Run, load_tokenizer, open_corpus
+from strata.config import Config
 
 if TYPE_CHECKING:
-    from strata.data import Corpus
     from strata.model import Transformer
-    from strata.tokenizer import Tokenizer
 
-Run = Annotated[Positional[Path], arg(help="The folder of a run.")]
 Preset = Annotated[str, arg(help="A named configuration: " + ", ".join(Config.presets()) + ".")]
 Spec = Annotated[
     str, arg(help='Where the text comes from: "installed", files:GLOB or hub:OWNER/NAME:GLOB.')
 ]
-TokenizerPath = Annotated[Positional[Path], arg(help="A tokenizer's file, or the folder of a run.")]
-Target = Annotated[Positional[str], arg(help="A folder there, as user@host:folder.")]
-Python = Annotated[str, arg(help="The Python there, 3.11 or later.")]
 # The sections of the configuration as options of their own, without a prefix for the whole.
 Everything = Annotated[Config, arg(name="")]
-Data = Annotated[DataConfig, arg(name="")]
-
-
-# ---- Tokenizer and data -------------------------------------------------------------------------
-
-
-def tokenizer_train(data: Data, output: Path = Path("tokenizer.json")) -> None:
-    """Train a byte-level BPE tokenizer on a corpus.
-
-    Example: strata tokenizer train --corpus "files:texts/*.txt" --tokenizer-vocab-size 8192
-
-    Args:
-        output: The file to write.
-    """
-    from strata.data import prepare_tokenizer
-
-    tokenizer = prepare_tokenizer(_open_corpus(data), data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(output)
-    print(f"{tokenizer.vocab_size:,} tokens: {output}")
-
-
-def tokenizer_encode(
-    tokenizer: TokenizerPath,
-    text: Positional[str] = "-",
-    files: str = "",
-    output: Path | None = None,
-) -> None:
-    """Turn text into token ids, on one line or, with --output, as a NumPy array of uint32.
-
-    Example: strata tokenizer encode runs/nano "import numpy as np"
-
-    Files to shards: strata tokenizer encode runs/nano --files "texts/*.txt" --output shards
-
-    Args:
-        text: The text itself; - reads it from the standard input.
-        files: Text, JSON lines or Parquet to encode instead, as globs or URLs.
-        output: The .npy file to write, or of --files, the folder of the shards.
-    """
-    tool = _load_tokenizer(tokenizer)
-    if files:
-        from strata.data import encode_files
-
-        if output is None:
-            raise ValueError("--files needs --output, the folder to write the token shards to")
-        shards = encode_files(tool, files, output)
-        print(f"{shards.n_documents:,} documents, {shards.n_tokens:,} ids: {output}")
-        return
-    ids = tool.encode_array(sys.stdin.read() if text == "-" else text)
-    if output is None:
-        print(*ids.tolist())
-        return
-    import numpy as np
-
-    with output.open("wb") as file:
-        np.save(file, ids)
-    print(f"{len(ids):,} ids: {output}")
-
-
-def tokenizer_export(
-    tokenizer: TokenizerPath,
-    output: Positional[Path],
-    format: Literal["tiktoken", "huggingface"],
-) -> None:
-    """Write a tokenizer in a format that other libraries read.
-
-    Example: strata tokenizer export runs/nano nano.tiktoken --format tiktoken
-
-    Args:
-        output: What to write: a file of ranks (tiktoken) or a tokenizer.json (huggingface).
-        format: Which of the two.
-    """
-    tool = _load_tokenizer(tokenizer)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if format == "tiktoken":
-        tool.to_tiktoken(output)
-    else:
-        tool.to_huggingface(output)
-    print(f"{tool.vocab_size:,} tokens: {output}")
-
-
-def tokenizer_import(
-    source: Positional[str],
-    format: Literal["published", "huggingface", "tiktoken"],
-    pattern: Literal["cl100k", "gpt2", "strata"] | None = None,
-    special_tokens: dict[str, int] | None = None,
-    output: Path = Path("tokenizer.json"),
-) -> None:
-    """Take over a byte-level BPE tokenizer from elsewhere, with its ids.
-
-    Example: strata tokenizer import gpt2 --format published --output gpt2.json
-
-    From a file: strata tokenizer import their/tokenizer.json --format huggingface
-
-    Args:
-        source: A file, or the name of a published vocabulary: gpt2 or cl100k.
-        format: Where it comes from: OpenAI (fetched once), a tokenizer.json, or a file of ranks.
-        pattern: How text is cut into words; for a file of ranks, which does not say, and only then.
-        special_tokens: Their names and ids, as NAME ID …; only for a file of ranks.
-        output: The file to write.
-    """
-    from strata.tokenizer import Tokenizer
-
-    if (format == "tiktoken") != (pattern is not None):
-        raise ValueError("--pattern belongs to --format tiktoken, whose files do not say theirs")
-    if special_tokens and format != "tiktoken":
-        raise ValueError("--special-tokens belongs to --format tiktoken; other sources say theirs")
-    if format == "published":
-        from strata.data import published_tokenizer
-
-        tool = published_tokenizer(source)
-    elif format == "huggingface":
-        tool = Tokenizer.from_huggingface(source)
-    else:
-        tool = Tokenizer.from_tiktoken(source, str(pattern), special_tokens)
-    if Path(source).exists() and output.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the file that is read: name another --output")
-    tool.save(output)
-    print(f"{tool.vocab_size:,} tokens: {output}")
-
-
-def data_prepare(data: Data, vocab_size: int = 0) -> None:
-    """Train the tokenizer of a corpus and turn its documents into token shards, in the cache.
-
-    Example: strata data prepare --corpus "hub:HuggingFaceFW/fineweb-edu:sample/10BT/*.parquet"
-
-    Args:
-        vocab_size: Tokens of the model (model.vocab_size); 0 = all that the tokenizer has.
-    """
-    from strata.data import cache_dir, prepare
-
-    prepared = prepare(data, vocab_size or data.tokenizer_vocab_size)
-    for split, shards in (("train", prepared.train), ("validation", prepared.validation)):
-        print(f"{split:<10} {shards.n_documents:,} documents, {shards.n_tokens:,} tokens")
-    print(f"{'cache':<10} {cache_dir()}")
-
-
-# ---- Training, and what comes of it -------------------------------------------------------------
 
 
 def train(config: Everything, preset: Positional[str] = "", run_dir: Path | None = None) -> None:
@@ -238,12 +87,12 @@ def evaluate(
     settings = Config.load(run / "config.toml")
     from strata import evaluation
 
-    corpus = _open_corpus(settings.data)
+    corpus = open_corpus(settings.data)
     results, folders = [], [run] if other is None else [run, other]
     for folder in folders:
         found = evaluation.evaluate(
             _load_model(folder),
-            _load_tokenizer(folder),
+            load_tokenizer(folder),
             tasks or settings.evaluation.tasks,
             data_dir=data_dir or settings.evaluation.data_dir or None,
             limit=limit or settings.evaluation.limit or None,
@@ -288,7 +137,7 @@ def generate(
 
     steps = generate_steps(
         _load_model(run),
-        _load_tokenizer(run),
+        load_tokenizer(run),
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -341,9 +190,6 @@ def ablate(
     print(f"runs: {folder}")
 
 
-# ---- The workbook, the paper, the machine -------------------------------------------------------
-
-
 def workbook(
     preset: Preset = "nano", corpus: Spec = "installed", output: Path | None = None
 ) -> None:
@@ -378,83 +224,6 @@ def paper(run: Run, draft: bool = False) -> None:
         built = article.build_pdf(REPOSITORY / "paper", REPOSITORY / "build" / "paper")
     if built is not None:
         print(f"paper: {built}")
-
-
-def doctor() -> None:
-    """Say what this machine can do, what is missing, and which preset fits it.
-
-    Example: strata doctor
-    """
-    from strata.doctor import examine
-
-    examine()
-
-
-# ---- Another machine ----------------------------------------------------------------------------
-
-
-def transfer_push(run: Run, target: Target, python: Python = "python3") -> None:
-    """Send code, run and token shards to a training machine.
-
-    Example: strata transfer push runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    sent = transfer.push(run, target, python=python)
-    for name in sent.left_out:
-        print(f"left out, it looks like a secret: {name}", file=sys.stderr)
-    print(f"{sent.n_files:,} files, {sent.n_bytes / 1e6:,.1f} MB: {sent.place}")
-
-
-def transfer_run(run: Run, target: Target, python: Python = "python3") -> None:
-    """Start training there; it goes on when this machine is gone.
-
-    Example: strata transfer run runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    print(f"{target}: {transfer.run(run, target, python=python)}")
-
-
-def transfer_status(run: Run, target: Target, python: Python = "python3") -> None:
-    """Ask how far a run has come there.
-
-    Example: strata transfer status runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    print(f"{target}: {transfer.status(run, target, python=python)}")
-
-
-def transfer_pull(run: Run, target: Target, python: Python = "python3") -> None:
-    """Bring home what the run there has made.
-
-    Example: strata transfer pull runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    brought = transfer.pull(run, target, python=python)
-    print(f"{brought.n_files:,} files, {brought.n_bytes / 1e6:,.1f} MB: {brought.place}")
-
-
-# ---- What several commands need -----------------------------------------------------------------
-
-
-def _open_corpus(data: DataConfig) -> "Corpus":
-    from strata.data import Corpus
-
-    return Corpus.open(
-        data.corpus,
-        text_column=data.text_column,
-        validation_fraction=data.validation_fraction,
-        progress=True,
-    )
-
-
-def _load_tokenizer(path: Path) -> "Tokenizer":
-    from strata.tokenizer import Tokenizer
-
-    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def _load_model(run: Path) -> "Transformer":
