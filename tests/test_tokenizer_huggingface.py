@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from strata.tokenizer import Tokenizer
 from strata.tokenizer.huggingface import OLDER_CL100K, SPELLINGS
+from strata.tokenizer.scanner import RULES
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -122,6 +123,14 @@ def test_every_known_spelling_of_a_pattern_gives_the_ids_of_the_library(
     tokenizer, theirs = READ[key]
     for variant in (text, text + "\n ", text + " \r\n\t\u00a0"):
         assert tokenizer.encode(variant, "all") == theirs.encode(variant).ids
+
+
+def test_a_pattern_of_ones_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "mine", RULES["strata"]._replace(digits=4))
+    tokenizer = Tokenizer.train(["some words"], 264, "mine")
+    with pytest.raises(ValueError, match="'mine' has no regular expression"):
+        tokenizer.to_huggingface(tmp_path / "tokenizer.json")
+    assert not (tmp_path / "tokenizer.json").exists()
 
 
 READ: dict[tuple[str, str], tuple[Tokenizer, tokenizers.Tokenizer]] = {}

@@ -65,9 +65,14 @@ def write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
     That library always recognises special tokens in text; set its `encode_special_tokens` to have
     them encoded as text, as Strata does.
 
-    Raises ValueError if a special token has the name of a token, which that library does not keep
-    apart.
+    Raises ValueError for a pattern of one's own, whose expression is not known, and if a special
+    token has the name of a token, which that library does not keep apart.
     """
+    if tokenizer.pattern not in ONIGURUMA:
+        raise ValueError(
+            f"the pattern {tokenizer.pattern!r} has no regular expression for a tokenizer.json: "
+            f"expected one of {', '.join(ONIGURUMA)}"
+        )
     vocabulary = {printable(token): index for token, index in tokenizer.ranks.items()}
     name_of = {index: name for name, index in vocabulary.items()}
     for name in tokenizer.special_tokens:

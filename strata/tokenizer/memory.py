@@ -1,4 +1,4 @@
-"""Reading text at the speed of memory: what the tokenizer's kernels share.
+"""Reading text at the speed of memory: what the kernels share, and those who call them.
 
 A kernel here is a Python function that Numba compiles to machine code on its first call. The code
 is kept on disk, so only the first use after an installation waits for the compiler. Numba would
@@ -33,6 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Integer = int | np.int64  # kernels know no other: NumPy's when they say np.int64, else Python's
 
 Word = np.uint64  # eight bytes, the first lowest; unsigned, so that sums may overflow
+MIXER, THIRTY_TWO = Word(0x9E3779B97F4A7C15), Word(32)  # for hashes: odd, half of its bits set
 HIGH_BITS, LOW_BITS = Word(0x8080808080808080), Word(0x7F7F7F7F7F7F7F7F)
 PROBE_BYTES = 1 << 22  # about what the machine code of all kernels takes on the disk
 TEXT_OVERHEAD = 64  # bytes, about, that Python needs for a str beyond its characters
@@ -200,13 +201,6 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-def _leading_zeros(typing_context: Any, word: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], ir.IntType(1)(0))
-
-    return types.int64(types.uint64), generate
-
-
 # What Python cannot say, said in LLVM's terms.
 load_byte = cast(Callable[[int], int], intrinsic(_load_byte))
 """load_byte(address) -> the byte at this address, 0 to 255."""
@@ -217,8 +211,6 @@ store_word = cast(Callable[[int, Word], None], intrinsic(_store_word))
 """store_word(address, word): writes what `load_word` would read."""
 prefetch = cast(Callable[[int], None], intrinsic(_prefetch))
 """prefetch(address): asks the memory for what will be read there soon."""
-leading_zeros = cast(Callable[[Word], int], intrinsic(_leading_zeros))
-"""leading_zeros(word) -> the number of its highest bits that are 0; 64 of the word 0."""
 trailing_zeros = cast(Callable[[Word], int], intrinsic(_trailing_zeros))
 """trailing_zeros(word) -> the number of its lowest bits that are 0; 64 of the word 0."""
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.tokenizer.memory import Integer, Word, inner, load_byte
+from strata.tokenizer.memory import MIXER, THIRTY_TWO, Integer, Word, inner, load_byte
 
 NONE = -1
 ID_BITS = 21
 MAX_IDS = 1 << ID_BITS
 NO_MERGE = 1 << 30  # greater than any id
 LONGEST_SHORT_WORD = 64  # bytes; longer words are merged with a heap
-MIXER, THIRTY_TWO = Word(0x9E3779B97F4A7C15), Word(32)  # an odd number, half of its bits set
 
 
 @inner

@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from strata.tokenizer.memory import (
     HIGH_BITS,
     LOW_BITS,
+    MIXER,
+    THIRTY_TWO,
     Word,
     inner,
     kernel,
@@ -50,9 +52,9 @@ NOTHING = 5  # beyond the end of the text
 
 # What the comparisons of eight bytes at once and the hash need.
 SPACES, FROM_A, BEYOND_Z = repeated(0x20), repeated(0x80 - ord("a")), repeated(0x7F - ord("z"))
-ZERO, SEVEN, THIRTY_TWO = Word(0), Word(7), Word(32)
+ZERO, SEVEN = Word(0), Word(7)
 FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
-MIXER, OTHER_MIXER = Word(0x9E3779B97F4A7C15), Word(0x2545F4914F6CDD1C)  # half of the bits set
+OTHER_MIXER = Word(0x2545F4914F6CDD1C)  # even, so that the sum with MIXER is odd
 
 
 # The ASCII characters besides the space that may lead letters, and `'` only may begin more.
@@ -358,8 +360,8 @@ def contraction_end(address: int, stop: int, any_case: bool) -> int:
 def hash_bytes(address: int, length: int) -> np.int64:
     """A 64-bit hash of a word.
 
-    Words of up to eight bytes with equal hash and length are equal, for each number below is odd
-    and so is MIXER + OTHER_MIXER; so are those of up to sixteen with equal `last_bytes` too.
+    Words of up to eight bytes with equal hash and length are equal, since MIXER + OTHER_MIXER is
+    odd; so are words of up to sixteen bytes with equal `last_bytes` too, since MIXER is.
     """
     first = load_word(address) & FIRST_BYTES[min(length, 8)]
     mixed = first * MIXER + last_bytes(address, length) * OTHER_MIXER
