@@ -64,8 +64,8 @@ class ModelConfig:
     zero_init_projections: bool = True
     # One matrix for the input embedding and the output head (Press and Wolf, 2017).
     tie_embeddings: bool = True
-    # Logits are softcap * tanh(logits / softcap) (Gemma 2, 2024); 0 = off.
-    logit_softcap: float = number(15.0, low=0)
+    # Logits are softcap * tanh(logits / softcap) (Gemma 2, 2024), at most 60; 0 = off.
+    logit_softcap: float = number(15.0, low=0, high=60)
     # Each block starts from a learned mix of the stream and the normalised input embedding.
     residual_scalars: bool = True
 

@@ -46,36 +46,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = _compute_dtype(hidden)
         head = weight.to(dtype)  # (vocab, width)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        hidden_gradient = torch.zeros_like(hidden) if wanted else None
+        hidden_gradient = torch.empty_like(hidden) if wanted else None
         weight_gradient = torch.zeros_like(weight) if wanted else None
         count = (targets != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+        total = torch.zeros((), device=hidden.device, dtype=_at_least_float32(dtype))
         step = chunk_length(weight.shape[0], hidden.device.type)
+        room = _room(min(step, len(targets)), weight, _at_least_float32(dtype))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), step):
                 part = slice(start, start + step)
-                chunk, wants = hidden[part].to(dtype), targets[part]  # (chunk, width), (chunk,)
-                kept = (wants != IGNORED).float()
-                index = wants.clamp(min=0)[:, None]
-                squashed = (chunk @ head.T).float()  # (chunk, vocab)
-                if cap:
-                    squashed.div_(cap).tanh_()
-                log_probabilities = (cap * squashed if cap else squashed).log_softmax(dim=-1)
-                total -= (log_probabilities.gather(1, index)[:, 0] * kept).sum()
+                wants = targets[part]  # (chunk,)
+                kept = wants != IGNORED
+                chunk = (hidden[part] / (cap or 1.0)).to(dtype)  # (chunk, width)
+                nats, sums, gradient = _chunk(chunk, head, wants.clamp(min=0), cap, room)
+                total += (nats * kept).sum()
                 if hidden_gradient is None or weight_gradient is None:
                     continue
-                # d loss / d logits = (softmax - one at the target) / count, the last on the rows
-                gradient = log_probabilities.exp_()
-                gradient.scatter_add_(1, index, -torch.ones_like(index, dtype=torch.float32))
-                if cap:  # d (cap tanh(z / cap)) / dz = 1 - tanh(z / cap)^2
-                    gradient = torch.ops.aten.tanh_backward(gradient, squashed)
+                # what the gradient still lacks is a factor a row, cheaper on the smaller matrices
+                rows = (kept / (count * sums))[:, None]  # (chunk, 1)
                 gradient = gradient.to(dtype)
-                rows = (kept / count)[:, None].to(dtype)  # (chunk, 1)
-                hidden_gradient[part] = (gradient @ head * rows).to(hidden.dtype)
+                hidden_gradient[part] = (gradient @ head) * rows
+                chunk = (chunk * ((cap or 1.0) * rows)).to(dtype)
                 if dtype == weight.dtype:
-                    weight_gradient.addmm_(gradient.T, chunk * rows)
+                    weight_gradient.addmm_(gradient.T, chunk)
                 else:
-                    weight_gradient += (gradient.T @ (chunk * rows)).to(weight.dtype)
+                    weight_gradient += (gradient.T @ chunk).to(weight.dtype)
         if wanted:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total / count
@@ -84,6 +79,60 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * upstream[0], weight_gradient * upstream[0], None, None
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type of everything that is summed."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+Room = tuple[Tensor | None, Tensor | None]
+
+
+def _room(positions: int, weight: Tensor, dtype: torch.dtype) -> Room:
+    """Memory for two chunks of logits, used for chunk after chunk.
+
+    On a CPU so large a tensor is fresh memory each time, whose first touch costs as much as
+    the arithmetic; a GPU's allocator keeps it by itself.
+    """
+    if weight.device.type != "cpu":
+        return None, None
+    shape = positions, weight.shape[0]
+    return torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+
+
+def _chunk(
+    chunk: Tensor, head: Tensor, index: Tensor, cap: float, room: Room
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of one chunk of positions and its gradient, in as few passes as there can be.
+
+    Args:
+        chunk: (chunk, width), what the head reads, already divided by `cap` if there is one.
+        index: (chunk,) targets.
+
+    Returns:
+        nats (chunk,); the sums (chunk,) of the exponentials, s; and s times the gradient of the
+        nats by the logits (chunk, vocab).
+    """
+    logits, powers = (None if place is None else place[: len(chunk)] for place in room)
+    precise = _at_least_float32(head.dtype)
+    if head.dtype == precise:
+        logits = torch.mm(chunk, head.T, out=logits)  # (chunk, vocab)
+    else:
+        product = chunk @ head.T
+        logits = product.to(precise) if logits is None else logits.copy_(product)
+    if cap:  # an exponential of at most cap does not overflow, so no maximum need be found
+        powers = torch.mul(logits.tanh_(), cap, out=powers)
+    else:
+        powers = torch.sub(logits, logits.amax(dim=1, keepdim=True), out=powers)
+    chosen = powers.gather(1, index[:, None])  # (chunk, 1)
+    sums = powers.exp_().sum(dim=1, keepdim=True)  # (chunk, 1)
+    nats = (sums.log() - chosen)[:, 0]
+    # d nats / d logits = softmax - one at the target, here times the sum
+    powers.scatter_add_(1, index[:, None], -sums)
+    if cap:  # d (cap tanh(z / cap)) / dz = 1 - tanh(z / cap)^2
+        powers = torch.ops.aten.tanh_backward(powers, logits)
+    return nats, sums[:, 0], powers
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
