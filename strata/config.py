@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 import tomli_w
 
-from strata.fields import check_section, nearest, number, positive
+from strata.fields import check_doubling, check_section, nearest, number, positive
 from strata.presets import PRESETS
 from strata.storage import write_whole
 
@@ -153,8 +153,16 @@ class TrainingConfig:
     max_steps: int = number(225, low=1)
     # Sequences an update, over all processes and micro-batches.
     batch_size: int = number(8, low=1)
-    # Sequences in one forward pass of one process; 0 = all of its share.
+    # Sequences in one forward pass of one process; 0 = as many as its memory holds.
     micro_batch_size: int = number(0, low=0)
+    # Sequences in the first updates, doubled until it is batch_size; 0 = batch_size from the start.
+    initial_batch_size: int = number(0, low=0)
+    # Updates in which the batch grows.
+    batch_growth_steps: int = number(0, low=0)
+    # Tokens a sequence in the first updates, doubled up to the context; 0 = context_length.
+    initial_context_length: int = number(0, low=0)
+    # Updates in which sequences grow.
+    context_growth_steps: int = number(0, low=0)
     # "wsd": warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine"; or "constant".
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     # Updates in which the rate rises linearly from zero.
@@ -165,6 +173,10 @@ class TrainingConfig:
     final_rate_ratio: float = number(0.0, low=0, high=1)
     # Largest global norm of the gradient; 0 = no clipping. 1.0 in GPT-3, appendix B.
     gradient_clip: float = number(1.0, low=0)
+    # A loss this many standard deviations above the usual, three times, is a spike; 0 = none is.
+    spike_deviations: float = number(8.0, low=0)
+    # Times that a run may go back to its last checkpoint after a spike or a loss that is no number.
+    max_rollbacks: int = number(3, low=0)
     # Updates between checkpoints; 0 = none but the final weights.
     checkpoint_every: int = number(100, low=0)
     # Checkpoints kept, newest first.
@@ -173,6 +185,8 @@ class TrainingConfig:
     validate_every: int = number(25, low=1)
     # Held-out sequences of context_length tokens in a validation.
     validation_sequences: int = number(96, low=1)
+    # Updates between measurements of gradients and updates by role, for the log; 0 = none.
+    measure_every: int = number(25, low=0)
     # Updates between text samples; 0 = only at the end.
     sample_every: int = number(0, low=0)
     # Seed of initialisation, shuffling and sampling.
@@ -193,6 +207,17 @@ class TrainingConfig:
                 f"training.micro_batch_size = {self.micro_batch_size}: expected a divisor of "
                 f"training.batch_size = {self.batch_size}"
             )
+        for name, growth in (
+            ("batch_size", self.batch_growth_steps),
+            ("context_length", self.context_growth_steps),
+        ):
+            start = getattr(self, f"initial_{name}")
+            if bool(start) != bool(growth):
+                raise ValueError(
+                    f"training.initial_{name} = {start} and training.{name.partition('_')[0]}"
+                    f"_growth_steps = {growth}: expected both or neither"
+                )
+        check_doubling("batch_size", self.initial_batch_size, self.batch_size)
         if self.warmup_steps > self.max_steps:
             raise ValueError(
                 f"training.warmup_steps = {self.warmup_steps}: expected at most "
@@ -237,6 +262,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        check_doubling(
+            "context_length", self.training.initial_context_length, self.model.context_length
+        )
         if self.model.vocab_size > self.data.tokenizer_vocab_size:
             raise ValueError(
                 f"model.vocab_size = {self.model.vocab_size}: expected at most "
@@ -337,6 +365,7 @@ _WITHOUT_EFFECT = (
     "training.keep_checkpoints",
     "training.validate_every",
     "training.validation_sequences",
+    "training.measure_every",
     "training.sample_every",
     "training.micro_batch_size",
     "training.device",

@@ -64,6 +64,15 @@ def check_section(section: Any, prefix: str) -> None:
             raise ValueError(f"{name} = {value!r}: expected {expected}")
 
 
+def check_doubling(name: str, start: int, end: int) -> None:
+    """Raise ValueError where `training.initial_<name>` does not grow into `end` by doubling."""
+    if start and (end % start or (end // start).bit_count() != 1):
+        raise ValueError(
+            f"training.initial_{name} = {start}: expected {end} divided by a power of two, since "
+            "it grows by doubling"
+        )
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean …?`, or nothing where no known name is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

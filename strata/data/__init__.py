@@ -4,7 +4,7 @@
 """
 
 from strata.data.corpus import Corpus, SourceSummary, absolute_spec
-from strata.data.loader import Batch, Loader, read_windows, spread_windows
+from strata.data.loader import Batch, Loader, LoaderState, read_windows, spread_windows
 from strata.data.preparation import (
     Prepared,
     encode_files,
@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Corpus",
     "Loader",
+    "LoaderState",
     "Prepared",
     "SourceSummary",
     "TokenShards",

@@ -147,11 +147,12 @@ class Loader:
         """Epochs completed, which is the number of the one the next batch begins in."""
         return self.position // self.n_windows
 
-    def next(self) -> Batch:
+    def next(self, examples: int | None = None) -> Batch:
         """The next batch of this rank; every rank must call it equally often."""
-        first = self.position + self._rank * self._batch_size
-        windows = [self._window_at(first + index) for index in range(self._batch_size)]
-        self.position += self._batch_size * self._world_size
+        size = self._batch_size if examples is None else examples
+        first = self.position + self._rank * size
+        windows = [self._window_at(first + index) for index in range(size)]
+        self.position += size * self._world_size
         return read_windows(self._shards, windows, self._context_length)
 
     def _window_at(self, position: int) -> int:

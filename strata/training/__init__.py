@@ -5,17 +5,22 @@
 and `distributed` decide where and on how many processes, and `folder` what a run leaves behind.
 """
 
+from strata.training.callbacks import Callback, EarlyStopping, LivePlot, Profiler
 from strata.training.checkpoint import latest_checkpoint
 from strata.training.device import Runtime, choose_runtime
 from strata.training.logger import read_metrics
 from strata.training.optimizer import Optimizer, build_optimizer, group_table
 from strata.training.schedule import rate_ratio
-from strata.training.trainer import Callback, Interrupted, StepResult, Trainer, train_step
+from strata.training.step import train_step
+from strata.training.trainer import Interrupted, StepResult, Trainer
 
 __all__ = [
     "Callback",
+    "EarlyStopping",
     "Interrupted",
+    "LivePlot",
     "Optimizer",
+    "Profiler",
     "Runtime",
     "StepResult",
     "Trainer",

@@ -3,7 +3,7 @@
     checkpoints/step-00000100/
       model.safetensors      the weights
       training.safetensors   the optimizer's moments, and the state of PyTorch's generators
-      state.json             the step, the number of updates, the loader's position
+      state.json             the step, the number of updates, the loader's position, the counts
       manifest.json          the SHA-256 of each of these
 
 A checkpoint is written under another name, synced to disk, and renamed, so that a folder of this
@@ -27,7 +27,7 @@ from strata.data.loader import LoaderState
 from strata.model import Transformer
 from strata.training.optimizer import Optimizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -36,9 +36,18 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, model: Transformer, optimizer: Optimizer, loader: LoaderState
+    run_dir: Path,
+    step: int,
+    model: Transformer,
+    optimizer: Optimizer,
+    loader: LoaderState,
+    counts: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of a step, whole or not at all, and return its folder."""
+    """Write the checkpoint of a step, whole or not at all, and return its folder.
+
+    Args:
+        counts: what else the trainer has to remember, as JSON can hold it.
+    """
     path = checkpoint_path(run_dir, step)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -50,7 +59,13 @@ def save_checkpoint(
     for parameter, moments in optimizer.state.items():
         for kind, moment in moments.items():
             training[f"{kind}.{names[id(parameter)]}"] = moment
-    state = {"format": FORMAT, "step": step, "updates": optimizer.updates, "loader": loader}
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "updates": optimizer.updates,
+        "loader": loader,
+        "counts": counts,
+    }
     safetensors.torch.save_file(model.state_dict(), partial / "model.safetensors")
     safetensors.torch.save_file(training, partial / "training.safetensors")
     (partial / "state.json").write_text(json.dumps(state, indent=1))
@@ -69,7 +84,7 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: Optimizer) -> dic
     """Put a verified checkpoint's state into a model and an optimizer.
 
     Returns:
-        The rest: "step", and "loader" for `Loader.load_state_dict`.
+        The rest: "step", "counts", and "loader" for `Loader.load_state_dict`.
     """
     device = model.device
     state: dict[str, Any] = json.loads((path / "state.json").read_text())

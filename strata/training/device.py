@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import sys
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -132,6 +133,21 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most in use so far: of a CUDA device what tensors took, else what the process has.
+
+    0 where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def processor_name() -> str:

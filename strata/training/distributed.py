@@ -8,7 +8,7 @@ averages the gradients while the backward pass runs. One process is the same cod
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +40,20 @@ class Processes:
 
     def total(self, *values: float) -> list[float]:
         """The sums of the values over all processes."""
+        return self._combine(values, dist.ReduceOp.SUM)
+
+    def least(self, value: float) -> float:
+        """The smallest value that any process has."""
+        return self._combine([value], dist.ReduceOp.MIN)[0]
+
+    def _combine(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
             return list(values)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         numbers = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(numbers)
-        summed: list[float] = numbers.tolist()
-        return summed
+        dist.all_reduce(numbers, operation)
+        combined: list[float] = numbers.tolist()
+        return combined
 
 
 def join_processes(device: torch.device) -> Processes:
@@ -69,14 +76,14 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self.model.loss(tokens, targets)
+    def forward(self, *micro_batch: Tensor) -> Tensor:
+        return self.model.loss(*micro_batch)
 
 
 def parallel_loss(
     model: Transformer, processes: Processes, compiled: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (tokens, targets) -> loss whose backward pass averages over processes."""
+) -> Callable[..., Tensor]:
+    """The function (tokens, targets, …) -> loss whose backward pass averages over processes."""
     if processes.size == 1:
         return torch.compile(model.loss) if compiled else model.loss
     module: nn.Module = LossModule(model)
@@ -85,8 +92,8 @@ def parallel_loss(
     return DistributedDataParallel(module)
 
 
-def without_averaging(loss_function: Any) -> AbstractContextManager[None]:
-    """Keep gradients local, for all but the last micro-batch of an update."""
-    if isinstance(loss_function, DistributedDataParallel):
+def without_averaging(loss_function: Any, until: bool) -> AbstractContextManager[None]:
+    """Keep gradients local, for all micro-batches of an update `until` the last."""
+    if isinstance(loss_function, DistributedDataParallel) and not until:
         return loss_function.no_sync()
     return nullcontext()

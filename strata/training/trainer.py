@@ -1,7 +1,8 @@
 """The training loop.
 
-`train_step` is one update. `Trainer` repeats it, and between two updates does what a run needs:
-validation, checkpoints, a line in the log. It can be run to the end or stepped through:
+`train_step`, in the file beside this one, is one update. `Trainer` repeats it, and between two
+updates does what a run needs: validation, checkpoints, a line in the log, a step back when the loss
+has left its course. It can be run to the end or stepped through:
 
     trainer = Trainer(Config.preset("nano"), "runs/nano")
     for step in trainer:
@@ -11,13 +12,12 @@ Everything that a step depends on is in the run's folder, so a run that was kill
 making the same `Trainer` again; it then does what the first one would have done, bit for bit.
 """
 
+import dataclasses
 import json
-import math
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from strata.config import Config, TrainingConfig
-from strata.data import Loader, Prepared, prepare, read_windows, spread_windows
+from strata.config import Config
+from strata.data import Loader, LoaderState, Prepared, prepare
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
 from strata.storage import write_whole
 from strata.training.checkpoint import (
@@ -38,12 +37,24 @@ from strata.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from strata.training.device import Runtime, apply_runtime, choose_runtime, matmul_flops
-from strata.training.distributed import join_processes, parallel_loss, without_averaging
+from strata.training.device import (
+    Runtime,
+    apply_runtime,
+    choose_runtime,
+    matmul_flops,
+    peak_memory,
+)
+from strata.training.distributed import join_processes, parallel_loss
 from strata.training.folder import open_folder, recall_data
+from strata.training.growth import batch_size_at, context_length_at, cut_sequences
+from strata.training.guard import SpikeGuard
 from strata.training.logger import RunLogger, read_metrics
-from strata.training.optimizer import Optimizer, build_optimizer
+from strata.training.memory import Memory
+from strata.training.optimizer import build_optimizer
 from strata.training.schedule import rate_ratio
+from strata.training.signals import stop_requests
+from strata.training.step import MicroBatch
+from strata.training.validation import validate
 
 
 @dataclass(frozen=True)
@@ -55,65 +66,8 @@ class StepResult:
     metrics: dict[str, Any]
 
 
-class Callback:
-    """What may be done between updates, on the first process; override what you need."""
-
-    def on_step(self, trainer: "Trainer", result: StepResult) -> None:
-        """After every update."""
-
-    def on_validation(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        """After every validation, with the step's line of metrics."""
-
-    def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
-        """After a checkpoint was written to `path`."""
-
-    def on_end(self, trainer: "Trainer") -> None:
-        """After the last update, when the final weights are written."""
-
-
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; its state is saved and the same call continues it."""
-
-
-def train_step(
-    model: Transformer | Callable[[Tensor, Tensor], Tensor],
-    optimizer: Optimizer,
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
-    training: TrainingConfig,
-) -> Tensor:
-    """One update from its micro-batches, each (tokens, targets) of shape (batch, time).
-
-    The gradient is the mean over the micro-batches, which must be of one size; how many there are
-    changes the memory needed and nothing else.
-
-    Args:
-        model: the `Transformer`, or a function (tokens, targets) -> loss made from it.
-
-    Returns:
-        The mean loss in nats, a scalar.
-    """
-    runtime = choose_runtime(training)
-    loss_function = model.loss if isinstance(model, Transformer) else model
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=runtime.device)
-    for index, (tokens, targets) in enumerate(micro_batches):
-        tokens = tokens.to(runtime.device, non_blocking=True)
-        targets = targets.to(runtime.device, non_blocking=True)
-
-        def accumulate(tokens: Tensor = tokens, targets: Tensor = targets) -> Tensor:
-            with runtime.autocast():
-                loss = loss_function(tokens, targets) / len(micro_batches)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
-
-        if index + 1 < len(micro_batches):
-            with without_averaging(loss_function):
-                total += accumulate()
-        else:
-            total += accumulate()
-    optimizer.clip(training.gradient_clip)
-    optimizer.step()
-    return total
 
 
 class Trainer:
@@ -150,21 +104,27 @@ class Trainer:
         if not self.processes.first:
             self._open()
 
-        torch.manual_seed(config.training.seed)
-        self.model = Transformer(config.model).to(self.runtime.device)
+        self.model = self._new_model()
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.loss_function = parallel_loss(self.model, self.processes, self.runtime.compile)
-        self.step = 0
+        self.memory = Memory(self.model, self.loss_function, self.optimizer, config, self._share())
+        self.guard = SpikeGuard(config.training)
+        self.step = self.tokens = 0
+        self.flops = 0.0
+        self.stopped = ""
+        self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
-            self.step = config.training.max_steps
+            summary = json.loads((self.run_dir / "summary.json").read_text())
+            self.step, self.tokens = summary["steps"], summary["tokens"]
+            self.flops, self.stopped = summary["flops"], summary["stopped"]
             weights = safetensors.torch.load_file(self.run_dir / "model.safetensors")
             self.model.load_state_dict(weights)
-        elif checkpoint := latest_checkpoint(self.run_dir):
-            state = load_checkpoint(checkpoint, self.model, self.optimizer)
-            self.loader.load_state_dict(state["loader"])
-            self.step = state["step"]
+            return
+        if checkpoint := latest_checkpoint(self.run_dir):
+            self.loader.load_state_dict(self._restore(checkpoint))
             if self.progress:
                 print(f"continuing {self.run_dir} after step {self.step}", file=sys.stderr)
+        self.memory.agree(self.processes)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -188,56 +148,30 @@ class Trainer:
 
     def __iter__(self) -> Iterator[StepResult]:
         """Train, and yield after each update."""
-        training = self.config.training
         if self.finished:
             return
-        logger = RunLogger(self.run_dir, self.step, training.max_steps, self.progress)
-        with _stop_requests() as stop, logger if self.processes.first else _silence() as log:
-            while self.step < training.max_steps:
-                result = self._train_one()
-                if log is not None:
-                    log.log(result.metrics)
-                self._call("on_step", result)
-                if "validation_loss" in result.metrics:
-                    self._call("on_validation", result.metrics)
-                last = self.step == training.max_steps
-                due = training.checkpoint_every and self.step % training.checkpoint_every == 0
-                # a signal may reach one process alone, but all of them must stop at one step
-                stopping = self.processes.total(float(stop.is_set()))[0] > 0
-                if (due or stopping) and not last:
-                    if log is not None:
-                        log.sync()
-                    self._checkpoint()
-                if stopping and not last:
-                    raise Interrupted(f"stopped after step {self.step}; run again to continue")
-                yield result
+        with stop_requests() as interrupt:
+            while self.step < self.config.training.max_steps and not self.stopped:
+                with self._log() as log:
+                    yield from self._train(log, interrupt)
         self._finish()
+
+    def stop(self, reason: str) -> None:
+        """End the run after this update as if it had been the last: for callbacks."""
+        self.stopped = reason
 
     def validate(self) -> dict[str, float]:
         """Loss in nats a token and bits per byte on held-out sequences."""
-        length = self.config.model.context_length
-        shards = self.prepared.validation
-        numbers = spread_windows(shards, self.config.training.validation_sequences, length)
-        mine = numbers[self.processes.rank :: self.processes.size]
-        rows = 16  # sequences a forward pass
-        byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths.astype(np.int64))
-        nats, n_tokens, n_bytes = 0.0, 0, 0
-        self.model.eval()
-        for start in range(0, len(mine), rows):
-            tokens, targets = read_windows(shards, mine[start : start + rows], length)
-            with self.runtime.autocast():
-                losses, _ = self.model.score(
-                    tokens.to(self.runtime.device), targets.to(self.runtime.device)
-                )
-            nats += losses.cpu().double().sum().item()  # MPS has no float64
-            n_tokens += targets.numel()
-            n_bytes += int(byte_lengths[targets].sum())
-        self.model.train()
-        nats, tokens_seen, bytes_seen = self.processes.total(nats, n_tokens, n_bytes)
-        return {
-            "validation_loss": nats / tokens_seen,
-            "validation_bits_per_byte": bits_per_byte(nats, int(bytes_seen)),
-        }
+        measured = validate(
+            self.model,
+            self.prepared.validation,
+            self.config.training.validation_sequences,
+            self._byte_lengths,
+            self.runtime,
+            self.processes,
+        )
+        self._validated = self.step, measured
+        return measured
 
     def _open(self) -> None:
         """Text, tokenizer, shards and loader, and the folder that says so."""
@@ -246,6 +180,7 @@ class Trainer:
             config.data, config.model.vocab_size, progress=self.progress
         )
         self.tokenizer = self.prepared.tokenizer
+        self._byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths.astype(np.int64))
         self.loader = Loader(
             self.prepared.train,
             batch_size=self._share(),
@@ -267,49 +202,80 @@ class Trainer:
     def _share(self) -> int:
         """Sequences an update on this process."""
         training = self.config.training
-        share, rest = divmod(training.batch_size, self.processes.size)
-        micro = training.micro_batch_size or share
-        if rest or share % micro:
-            raise ValueError(
-                f"training.batch_size = {training.batch_size}: expected a multiple of "
-                f"{self.processes.size} processes times micro-batches of {micro}"
-            )
-        return share
+        for size in (training.batch_size, training.initial_batch_size):
+            if size % (self.processes.size * max(1, training.micro_batch_size)) and (
+                size == training.batch_size or size % self.processes.size
+            ):
+                raise ValueError(
+                    f"a batch of {size} sequences: expected a multiple of {self.processes.size} "
+                    f"processes times micro-batches of {max(1, training.micro_batch_size)}"
+                )
+        return training.batch_size // self.processes.size
+
+    def _new_model(self) -> Transformer:
+        """The model as the seed makes it; every random number after this follows the seed too."""
+        torch.manual_seed(self.config.training.seed)
+        return Transformer(self.config.model).to(self.runtime.device)
+
+    def _train(self, log: RunLogger | None, interrupt: threading.Event) -> Iterator[StepResult]:
+        """Update after update, to the end or until the guard sends the run back."""
+        training = self.config.training
+        while self.step < training.max_steps and not self.stopped:
+            result = self._train_one()
+            if wrong := self.guard.judge(result.loss):
+                self._go_back(wrong)
+                return
+            if log is not None:
+                log.log(result.metrics)
+            self._call("on_step", result)
+            if "validation_loss" in result.metrics:
+                self._call("on_validation", result.metrics)
+            # a signal or a callback reaches one process, but all of them must stop at one step
+            asked = self.processes.total(float(bool(self.stopped)), float(interrupt.is_set()))
+            if asked[0] and not self.stopped:
+                self.stopped = "by the first process"
+            last = self.step == training.max_steps or self.stopped
+            due = training.checkpoint_every and self.step % training.checkpoint_every == 0
+            if (due or asked[1]) and not last:
+                if log is not None:
+                    log.sync()
+                self._checkpoint()
+            if asked[1] and not last:
+                raise Interrupted(f"stopped after step {self.step}; run again to continue")
+            yield result
 
     def _train_one(self) -> StepResult:
         """One update with its numbers."""
         training, started = self.config.training, time.perf_counter()
         self.step += 1
         self.model.train()
-        batch = self.loader.next()
-        micro = training.micro_batch_size or len(batch.tokens)
-        pieces = len(batch.tokens) // micro
-        micro_batches = list(
-            zip(batch.tokens.chunk(pieces), batch.targets.chunk(pieces), strict=True)
-        )
+        batch = self._next_batch()
         ratio = rate_ratio(self.step, training)
         self.optimizer.set_rate(ratio)
-        loss = train_step(self.loss_function, self.optimizer, micro_batches, training).item()
-        loss = self.processes.total(loss)[0] / self.processes.size
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"the loss is {loss} at step {self.step}: lower optimizer.learning_rate or raise "
-                "training.warmup_steps"
-            )
+        loss = self.memory.update(batch)
+        targets = batch[1]
+        mine = float(self._byte_lengths[targets].sum())
+        loss, n_bytes = self.processes.total(loss / self.processes.size, mine)
         seconds = time.perf_counter() - started
-        tokens = training.batch_size * self.config.model.context_length
-        achieved = tokens * flops_per_token(self.config.model) / seconds
+        tokens = targets.numel() * self.processes.size
+        model = dataclasses.replace(self.config.model, context_length=targets.shape[1])
+        flops = tokens * flops_per_token(model)
+        self.tokens += tokens
+        self.flops += flops
         metrics: dict[str, Any] = {
             "step": self.step,
             "loss": loss,
+            "bits_per_byte": bits_per_byte(loss * tokens, int(n_bytes)),
             "learning_rate": ratio * self.config.optimizer.learning_rate,
             "gradient_norm": self.optimizer.gradient_norm,
-            "tokens": self.step * tokens,
+            "tokens": self.tokens,
         }
+        peak = matmul_flops(self.runtime) * self.processes.size
         timing = {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "utilisation": achieved / (matmul_flops(self.runtime) * self.processes.size),
+            "utilisation": flops / seconds / peak,
+            "memory_bytes": peak_memory(self.runtime.device),
         }
         if self.step % training.validate_every == 0 or self.step == training.max_steps:
             started = time.perf_counter()
@@ -318,10 +284,60 @@ class Trainer:
         metrics["timing"] = timing
         return StepResult(self.step, loss, metrics)
 
+    def _next_batch(self) -> MicroBatch:
+        """The tokens and targets of this step, on this process."""
+        training, context = self.config.training, self.config.model.context_length
+        batch = self.loader.next(batch_size_at(self.step, training) // self.processes.size)
+        length = context_length_at(self.step, training, context)
+        return tuple(cut_sequences(tensor, length) for tensor in batch)
+
+    def _go_back(self, wrong: str) -> None:
+        """Return to the last good state, and leave out the data read since.
+
+        Raises:
+            RuntimeError: if the run has gone back `training.max_rollbacks` times already.
+        """
+        where, rollbacks = self.step, self.guard.rollbacks + 1
+        if rollbacks > self.config.training.max_rollbacks:
+            raise RuntimeError(
+                f"{wrong} at step {where}: lower optimizer.learning_rate or raise "
+                "training.warmup_steps"
+            )
+        if checkpoint := latest_checkpoint(self.run_dir):
+            self._restore(checkpoint)
+        else:
+            self.model.load_state_dict(self._new_model().state_dict())
+            self.optimizer.state.clear()
+            self.optimizer.updates = self.step = self.tokens = 0
+            self.flops = 0.0
+            self.guard = SpikeGuard(self.config.training)
+        self.guard.rollbacks = rollbacks
+        if self.processes.first:
+            print(
+                f"{wrong} at step {where}: back to step {self.step}, and on without the batches "
+                "that came after it",
+                file=sys.stderr,
+            )
+
+    def _restore(self, checkpoint: Path) -> LoaderState:
+        """Take a checkpoint's state, all but the loader's position, which is returned."""
+        state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.step, counts = state["step"], state["counts"]
+        self.tokens, self.flops = counts["tokens"], counts["flops"]
+        self.guard.load_state_dict(counts["guard"])
+        position: LoaderState = state["loader"]
+        return position
+
     def _checkpoint(self) -> None:
         if self.processes.first:
+            counts = {
+                "tokens": self.tokens,
+                "flops": self.flops,
+                "guard": self.guard.state_dict(),
+            }
+            position = self.loader.state_dict()
             path = save_checkpoint(
-                self.run_dir, self.step, self.model, self.optimizer, self.loader.state_dict()
+                self.run_dir, self.step, self.model, self.optimizer, position, counts
             )
             prune_checkpoints(self.run_dir, self.step, self.config.training.keep_checkpoints)
             self._call("on_checkpoint", path)
@@ -329,62 +345,50 @@ class Trainer:
 
     def _finish(self) -> None:
         """Write the final weights and, as the mark of a finished run, its summary."""
+        step, measured = self._validated
+        if step != self.step:
+            measured = self.validate()
         if self.processes.first:
             weights = safetensors.torch.save(self.model.state_dict())
             write_whole(self.run_dir / "model.safetensors", weights)
         self._call("on_end")
         if self.processes.first:
-            write_whole(self.run_dir / "summary.json", json.dumps(self._summary(), indent=1))
+            write_whole(
+                self.run_dir / "summary.json", json.dumps(self._summary() | measured, indent=1)
+            )
         self.processes.barrier()
 
     def _summary(self) -> dict[str, Any]:
-        config, last = self.config, self.metrics[-1]
+        config, lines = self.config, self.metrics
         counts = count_parameters(config.model)
-        flops = flops_per_token(config.model)
         return {
             "config_hash": config.hash(),
-            "validation_bits_per_byte": last["validation_bits_per_byte"],
-            "validation_loss": last["validation_loss"],
             "parameters": counts["total"],
             "body_parameters": counts["body"],
-            "flops_per_token": flops,
-            "tokens": last["tokens"],
-            "flops": flops * last["tokens"],
+            "flops_per_token": flops_per_token(config.model),
+            "steps": self.step,
+            "stopped": self.stopped,
+            "rollbacks": self.guard.rollbacks,
+            "tokens": self.tokens,
+            "flops": self.flops,
             "timing": {
-                name: sum(line["timing"].get(name, 0.0) for line in self.metrics)
+                name: sum(line["timing"].get(name, 0.0) for line in lines)
                 for name in ("seconds", "validation_seconds")
             },
         }
+
+    @contextmanager
+    def _log(self) -> Iterator[RunLogger | None]:
+        """The logger, on the first process."""
+        if not self.processes.first:
+            yield None
+            return
+        steps = self.config.training.max_steps
+        with RunLogger(self.run_dir, self.step, steps, self.progress) as log:
+            yield log
 
     def _call(self, name: str, *arguments: Any) -> None:
         for callback in self.callbacks if self.processes.first else ():
             method = getattr(callback, name, None)
             if method is not None:
                 method(self, *arguments)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a request that is met after the update under way."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread alone
-        return
-
-    def request(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """In place of a logger, on all processes but the first."""
-    yield None

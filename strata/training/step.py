@@ -1,0 +1,54 @@
+"""One update: from a batch to a gradient, and from the gradient to new weights.
+
+`train_step` is the whole of it. A batch that does not fit into memory goes through in pieces, its
+micro-batches, whose gradients add up to that of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from strata.config import TrainingConfig
+from strata.model import Transformer
+from strata.training.device import choose_runtime
+from strata.training.distributed import without_averaging
+from strata.training.optimizer import Optimizer
+
+MicroBatch = tuple[Tensor, ...]  # tokens and targets, and where documents are kept apart, these
+LossFunction = Callable[..., Tensor]
+
+
+def train_step(
+    model: Transformer | LossFunction,
+    optimizer: Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    training: TrainingConfig,
+) -> Tensor:
+    """One update from its micro-batches, each (tokens, targets) of shape (batch, time).
+
+    The gradient is the mean over the micro-batches, which must be of one size; how many there are
+    changes the memory needed and nothing else. A third tensor in a micro-batch says which document
+    of its row a token belongs to; tokens then read from their own document alone.
+
+    Args:
+        model: the `Transformer`, or a function (tokens, targets) -> loss made from it.
+
+    Returns:
+        The mean loss in nats, a scalar.
+    """
+    runtime = choose_runtime(training)
+    loss_function = model.loss if isinstance(model, Transformer) else model
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=runtime.device)
+    for index, micro_batch in enumerate(micro_batches):
+        tensors = [tensor.to(runtime.device, non_blocking=True) for tensor in micro_batch]
+        last = index + 1 == len(micro_batches)
+        with without_averaging(loss_function, until=last):
+            with runtime.autocast():
+                loss = loss_function(*tensors) / len(micro_batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    optimizer.clip(training.gradient_clip)
+    optimizer.step()
+    return total

@@ -1,0 +1,43 @@
+"""How well held-out text is predicted, in the middle of a run."""
+
+from torch import Tensor
+
+from strata.data import TokenShards, read_windows, spread_windows
+from strata.model import Transformer, bits_per_byte
+from strata.training.device import Runtime
+from strata.training.distributed import Processes
+
+ROWS = 16  # sequences in a forward pass
+
+
+def validate(
+    model: Transformer,
+    shards: TokenShards,
+    sequences: int,
+    byte_lengths: Tensor,
+    runtime: Runtime,
+    processes: Processes,
+) -> dict[str, float]:
+    """Loss in nats a token and bits per byte on sequences spread evenly over the held-out text.
+
+    Args:
+        sequences: how many of `context_length` tokens, shared among the processes.
+        byte_lengths: (vocab,) bytes that each token stands for.
+    """
+    length = model.config.context_length
+    numbers = spread_windows(shards, sequences, length)[processes.rank :: processes.size]
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    model.eval()
+    for start in range(0, len(numbers), ROWS):
+        tokens, targets = read_windows(shards, numbers[start : start + ROWS], length)
+        with runtime.autocast():
+            losses, _ = model.score(tokens.to(runtime.device), targets.to(runtime.device))
+        nats += losses.cpu().double().sum().item()  # MPS has no float64
+        n_tokens += targets.numel()
+        n_bytes += int(byte_lengths[targets].sum())
+    model.train()
+    nats, tokens_seen, bytes_seen = processes.total(nats, n_tokens, n_bytes)
+    return {
+        "validation_loss": nats / tokens_seen,
+        "validation_bits_per_byte": bits_per_byte(nats, int(bytes_seen)),
+    }
