@@ -1,4 +1,4 @@
-"""A training step beside nanoGPT's and litgpt's: time, memory, and what is learnt from it.
+"""A training step beside nanoGPT's and litgpt's: time and memory.
 
     python benchmarks/training.py --nanogpt ../nanoGPT
     python benchmarks/training.py --nanogpt ../nanoGPT --litgpt site-packages-with-litgpt
@@ -8,10 +8,8 @@ whole update (forward, backward, clipping, optimizer) of the same random tokens,
 of CPU, which a busy machine stretches less than those of the clock. All have six layers of width
 384 with six heads and a context of 256, and differ in what they are: their layers, their loss,
 their optimizer. Peak memory is that of the process less what it had when PyTorch was imported
-(Linux only). The report goes to benchmarks/results/.
-
-`--learning` adds the second question: how many tokens, and how much CPU time, Strata's recipe
-needs for the loss that nanoGPT's ends at. See `learning.py`.
+(Linux only). The report goes to benchmarks/results/. What is learnt from a step is measured by
+`learning.py`.
 """
 
 import argparse
@@ -133,8 +131,7 @@ def serve(pipe: Connection, make: Callable[[], Step], vocabulary: int, batch: in
     """In a contestant's process: make it, then take a step each time the pipe asks for one."""
     torch.set_num_threads(1)
     before = peak_bytes()
-    if os.devnull:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (peers print their sizes)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (peers print their sizes)
     step = make()
     torch.manual_seed(0)
     tokens = torch.randint(vocabulary, (batch, CONTEXT + 1))
