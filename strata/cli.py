@@ -30,6 +30,7 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.paper,
     machines.doctor,
     runs.train,
+    runs.runs,
     runs.evaluate,
     runs.generate,
     runs.ablate,

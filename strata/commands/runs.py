@@ -1,6 +1,7 @@
 """Commands of runs: training, and what comes of it."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +64,50 @@ def _run_folder(preset: str, run_dir: Path | None) -> Path:
             f"strata train nano --run-dir {run_dir}"
         )
     return run_dir
+
+
+def runs(
+    folders: Positional[tuple[Path, ...]] = (),
+    sort: str = "name",
+    plot: Path | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """List the runs in a folder, or compare some: what differs, and their numbers.
+
+    Example: strata runs runs/nano --sort bits-per-byte
+
+    Compare: strata runs runs/nano runs/mine --plot curves.png
+
+    Args:
+        folders: A folder to look for runs in (runs if none is given), or several runs to compare.
+        sort: The column: name, parameters, steps, loss, bits-per-byte, tokens, time or started.
+        plot: A .png or .pdf for their curves: bits per byte of held-out text over tokens.
+        tensorboard: Make their TensorBoard curves anew from metrics.jsonl.
+    """
+    from strata.training import history
+    from strata.training.logger import write_tensorboard
+    from strata.workbook import default_run_dir
+
+    if len(folders) > 1:
+        found = [history.read_run(folder, str(folder)) for folder in folders]
+        _print_table("differences and numbers", *history.compare_runs(found))
+    else:
+        place = folders[0] if folders else default_run_dir("nano").parent
+        found = history.find_runs(place)
+        _print_table(str(place), *history.runs_table(found, sort))
+    for run in found:
+        if run.problem:
+            print(f"{run.name} is damaged: {run.problem}", file=sys.stderr)
+        elif tensorboard:
+            print(f"TensorBoard: {write_tensorboard(run.folder)}")
+    if plot is not None:
+        from strata.paper import figure_style
+
+        with figure_style():
+            figure = history.plot_runs(found)
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(plot, dpi=160)
+        print(f"curves: {plot}")
 
 
 def evaluate(

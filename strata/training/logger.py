@@ -226,7 +226,7 @@ class _Progress:
             self._told = now
             spent = now - self._started
             left = spent * (self._max_steps - step) / max(1, step - self._first_step)
-            clock = f"in {_duration(spent)}" if last else f"{_duration(left)} left"
+            clock = f"in {duration(spent)}" if last else f"{duration(left)} left"
             print(
                 f"{self._name}: step {step:,} of {self._max_steps:,}, {numbers}, {clock}",
                 file=sys.stderr,
@@ -241,8 +241,8 @@ class _Progress:
         self._bar.close()
 
 
-def _duration(seconds: float) -> str:
-    """Rounded, in the largest unit that says enough."""
+def duration(seconds: float) -> str:
+    """A time, rounded, in the largest unit that says enough."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
