@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from strata.config import Config
 from strata.model import count_parameters
 from strata.training.logger import duration, read_metrics
@@ -191,13 +193,13 @@ def plot_runs(runs: Sequence[RunRecord]) -> "Figure":
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    drawn = [run for run in runs if run.curve]
+    drawn = sorted((run for run in runs if run.curve), key=lambda run: run.final_bits_per_byte)
     if not drawn:
         raise ValueError("nothing to draw: none of the runs has been validated yet")
-    best = min(drawn, key=lambda run: run.final_bits_per_byte)
-    # beside the axes, where there are too many names to leave room for the curves
-    many = len(drawn) > 6
+    best, many = drawn[0], len(drawn) > 7  # more than the style's cycle tells apart
     figure, axis = plt.subplots()
+    if many:  # from the best to the poorest
+        axis.set_prop_cycle(color=plt.colormaps["cividis"](np.linspace(0.0, 0.9, len(drawn))))
     for run in drawn:
         tokens, bits = zip(*run.curve, strict=True)
         axis.plot(tokens, bits, marker=".", label=run.name)
@@ -213,7 +215,7 @@ def plot_runs(runs: Sequence[RunRecord]) -> "Figure":
         f"at {best.final_bits_per_byte:.3f} bits per byte"
     )
     if many:
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside right upper", ncols=math.ceil(len(drawn) / 14))
     else:
         axis.legend()
     return figure
