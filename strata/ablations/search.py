@@ -39,6 +39,7 @@ def split_search(items: Iterable[str]) -> dict[str, str]:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--search {item}: expected FIELD=WHAT, and WHAT as {_FORMS}")
+        name = name.replace("-", "_")
         if name in search:
             raise ValueError(f"--search {name}: given twice")
         search[name] = text
