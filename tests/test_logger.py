@@ -203,11 +203,12 @@ def test_without_progress_nothing_is_said(folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-def test_in_a_terminal_progress_is_a_bar(
+def test_in_a_terminal_progress_is_a_bar_and_at_the_end_a_line(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     write(folder, *(line_of(step) for step in range(1, 10)), progress=True)
-    told = capsys.readouterr().err
-    assert "\r" in told
-    assert re.search(r"9/9 .*loss 3\.000", told)
+    *bars, line = capsys.readouterr().err.split("\r")
+    assert re.search(r"0/9 ", bars[1])
+    assert line.startswith("run: step 9 of 9, loss 3.000")
+    assert line.endswith(" s\n")

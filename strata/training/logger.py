@@ -193,18 +193,19 @@ def _start_wandb(run_dir: Path) -> Any:
 
 
 class _Progress:
-    """A bar for whoever watches; where nobody does, as in a log file, a line now and then."""
+    """A bar for whoever watches, a line now and then where nobody does; a line at the end."""
 
     def __init__(self, name: str, step: int, max_steps: int, progress: bool) -> None:
         self._name, self._max_steps = name, max_steps
-        self._lines = progress and not is_live()
+        self._progress, self._live = progress, is_live()
         self._bar = tqdm(
             total=max_steps,
             initial=step,
             unit="step",
             desc=name,
-            disable=not progress or self._lines,
+            disable=not (progress and self._live),
             mininterval=0.5,
+            leave=False,
         )
         self._held_out = ""  # of the last validation
         self._first_step = step
@@ -222,8 +223,10 @@ class _Progress:
         self._bar.update()
         now, step = time.monotonic(), line["step"]
         last = step == self._max_steps
-        if self._lines and (last or now - self._told >= SECONDS_BETWEEN_LINES):
+        due = not self._live and now - self._told >= SECONDS_BETWEEN_LINES
+        if self._progress and (last or due):
             self._told = now
+            self._bar.close()  # or what is left of it would stand before the line
             spent = now - self._started
             left = spent * (self._max_steps - step) / max(1, step - self._first_step)
             clock = f"in {duration(spent)}" if last else f"{duration(left)} left"
