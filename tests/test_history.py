@@ -143,9 +143,11 @@ def test_comparing_tells_what_differs_and_nothing_that_does_not(tmp_path: Path) 
 
 
 def test_curves_are_drawn_from_the_validations(suite: Path) -> None:
+    write_run(suite / "a_diverged", {2: 3.0, 4: math.nan})
     figure = plot_runs(find_runs(suite))
     axis = figure.axes[0]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+    assert drawn.pop("a_diverged")[0] == [200, 3.0]
     assert drawn == {
         "good": [[200, 3.0], [400, 2.0], [600, 2.5]],
         "more/poor": [[200, 3.5]],

@@ -218,9 +218,10 @@ def _run_trial(plan: _Plan, job: _Job) -> _Outcome:
         if not all(map(math.isfinite, found)):
             raise ValueError("its loss is not finite")
     except (optuna.TrialPruned, ValueError, RuntimeError) as error:
-        return _Outcome(TrialState.PRUNED, reason=str(error))
+        return _Outcome(TrialState.PRUNED, reason=" ".join(str(error).split()))
     except Exception as error:
-        return _Outcome(TrialState.FAIL, reason=f"{type(error).__name__}: {error}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return _Outcome(TrialState.FAIL, reason=reason)
     return _Outcome(TrialState.COMPLETE, float(np.mean(found)))
 
 

@@ -193,7 +193,10 @@ def plot_runs(runs: Sequence[RunRecord]) -> "Figure":
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    drawn = sorted((run for run in runs if run.curve), key=lambda run: run.final_bits_per_byte)
+    drawn = sorted(
+        (run for run in runs if run.curve),
+        key=lambda run: (math.isnan(run.final_bits_per_byte), run.final_bits_per_byte),
+    )
     if not drawn:
         raise ValueError("nothing to draw: none of the runs has been validated yet")
     best, many = drawn[0], len(drawn) > 7  # more than the style's cycle tells apart
