@@ -30,9 +30,11 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.paper,
     machines.doctor,
     runs.train,
+    runs.runs,
     runs.evaluate,
     runs.generate,
     runs.ablate,
+    runs.tune,
 )
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "tokenizer": (
@@ -82,9 +84,9 @@ def deferred(function: Callable[..., None], defaults: Mapping[str, object]) -> C
 
 
 def _application(arguments: Sequence[str]) -> SubcommandApp:
-    """All commands, with the options of `train` standing at the values of the preset."""
-    wants_training = arguments[:1] == ["train"]
-    config = _starting_configuration(arguments[1:]) if wants_training else Config()
+    """All commands, with the options of `train` and `tune` at the values of the preset."""
+    wants_preset = arguments[:1] in (["train"], ["tune"])
+    config = _starting_configuration(*arguments) if wants_preset else Config()
     defaults = {"config": config, "data": DataConfig()}
     app = SubcommandApp()
     for function in _SINGLE:
@@ -98,8 +100,8 @@ def _application(arguments: Sequence[str]) -> SubcommandApp:
     return app
 
 
-def _starting_configuration(arguments: Sequence[str]) -> Config:
-    """The configuration whose values are the defaults of the options of `strata train`.
+def _starting_configuration(command: str, *arguments: str) -> Config:
+    """The configuration whose values are the defaults of the options of `train` or `tune`.
 
     Read off the arguments before they are parsed, since the parser is made from it.
 
@@ -111,7 +113,7 @@ def _starting_configuration(arguments: Sequence[str]) -> Config:
         return Config.load(name) if name.endswith(".toml") else Config.preset(name)
     for known in Config.presets():
         if known in arguments:
-            raise ValueError(f"the preset comes first: strata train {known} …")
+            raise ValueError(f"the preset comes first: strata {command} {known} …")
     words: list[str] = []
     for word in arguments:
         words += word.split("=", 1) if word.startswith("--run") else [word]

@@ -199,6 +199,8 @@ class TrainingConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     # CPU threads; 0 = one a core.
     threads: int = number(0, low=0)
+    # Project of Weights & Biases that gets the run's curves too; "" = none.
+    wandb_project: str = ""
 
     def __post_init__(self) -> None:
         check_section(self, "training")
@@ -371,4 +373,5 @@ _WITHOUT_EFFECT = (
     "training.device",
     "training.compile",
     "training.threads",
+    "training.wandb_project",
 )

@@ -16,7 +16,7 @@ from strata.config import Config
 from strata.tokenizer import Tokenizer
 
 COMMANDS = [
-    "workbook", "paper", "doctor", "train", "evaluate", "generate", "ablate",
+    "workbook", "paper", "doctor", "train", "runs", "evaluate", "generate", "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
     "data prepare",
     "transfer push", "transfer run", "transfer status", "transfer pull",
@@ -54,6 +54,29 @@ def test_a_finished_run_needs_no_preset_and_is_not_trained_again(
     assert strata("train", "--run-dir", run) == 0
     assert "nothing to train" in capsys.readouterr().out
     assert (run / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_runs_are_listed_compared_and_drawn(run: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert strata("runs", run.parent, "--sort", "loss") == 0
+    assert "8/8" in capsys.readouterr().out
+    events = next((run / "tensorboard").iterdir())
+    options = ["--plot", tmp_path / "new" / "curves.png", "--tensorboard"]
+    assert strata("runs", run, run, *options) == 0
+    shown = capsys.readouterr().out
+    assert "final bits/byte" in shown
+    assert str(tmp_path / "new" / "curves.png") in shown
+    assert (tmp_path / "new" / "curves.png").stat().st_size > 10_000
+    assert not events.exists()
+    assert any((run / "tensorboard").iterdir())
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    try:
+        assert strata("runs", run) == 0
+        assert "metrics.jsonl, line 9" in capsys.readouterr().err
+        assert strata("runs", run, run) == 1
+    finally:
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(text.removesuffix("{}\n"))
 
 
 def test_options_stand_at_the_values_of_the_preset(capsys: Captured) -> None:
@@ -157,6 +180,26 @@ def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     assert str(tmp_path) in shown
 
 
+def test_tuning_searches_and_leaves_a_configuration_to_train(
+    tiny_config: Config, tmp_path: Path, capsys: Captured
+) -> None:
+    tiny_config.override({"training.max_steps": 4}).save(tmp_path / "base.toml")
+    command = ["tune", tmp_path / "base.toml", "--search", "optimizer.learning-rate=log:0.001:0.1"]
+    command += ["--search", "model.tie-embeddings=true,false", "--trials", "2"]
+    assert strata(*command) == 1
+    assert "--output" in capsys.readouterr().err
+    command += ["--training.batch-size", "2", "--output", tmp_path / "search"]
+    assert strata(*command) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("bits/byte (best") == 2
+    assert str(tmp_path / "search" / "best.toml") in captured.out
+    assert "model.tie_embeddings" in captured.out
+    best = Config.load(tmp_path / "search" / "best.toml")
+    assert best.training.batch_size == 2
+    assert strata("runs", tmp_path / "search") == 0
+    assert "trial-0001" in capsys.readouterr().out
+
+
 def test_the_doctor_names_a_device_and_a_preset(capsys: Captured) -> None:
     assert strata("doctor") == 0
     shown = capsys.readouterr().out
@@ -197,6 +240,14 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("train nowhere.toml --run-dir x", 1, "nowhere.toml"),
         ("evaluate nowhere", 1, "nowhere/config.toml"),
         ("generate", 2, "RUN"),
+        ("tune nano", 1, "nothing to search"),
+        ("tune --trials 3 nano", 1, "preset comes first: strata tune nano"),
+        ("tune nano --search model.n-layers", 1, "FIELD=WHAT"),
+        ("tune nano --search model.n-layer=2:6", 1, "did you mean 'model.n_layers'"),
+        ("tune nano --search model.n-layers=0:6", 1, "model.n_layers = 0: expected"),
+        ("tune nano.toml --search model.n-layers=1:6", 1, "nano.toml"),
+        ("runs nowhere", 1, "nowhere: no such folder"),
+        ("runs . nowhere", 1, "config.toml: no such file"),
         ("tokenizer encode nowhere.json text", 1, "nowhere.json"),
         ("tokenizer import nowhere.json --format huggingface", 1, "nowhere.json"),
         ("tokenizer import gpt5 --format published", 1, "'gpt2' or 'cl100k'"),

@@ -2,6 +2,10 @@
 
 `variants` says what is compared, `sweep` makes the runs, `summary` reads them back, `analysis`
 says what they show and how surely, and `scaling` how the loss falls with size, tokens and compute.
+
+Which values suit best? `tuning` searches (in a `study` on disk, over what `search` reads), and
+`tuning_figures` draws what it found; imported by their own names, since a sweep needs no Optuna.
+Sweeps and searches are spread over `processes`.
 """
 
 from strata.ablations.analysis import (

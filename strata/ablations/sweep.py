@@ -17,21 +17,17 @@ number of cores, runs go side by side in as many processes as fit; on a GPU they
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from strata.ablations.processes import available_cores, side_by_side
 from strata.ablations.summary import RunSummary, summarise
 from strata.ablations.variants import Changes, Suite
 from strata.config import Config
@@ -41,6 +37,7 @@ from strata.training import Trainer
 from strata.training.folder import code_hash
 
 Train = Callable[[Config, Path], None]
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -182,8 +179,8 @@ def _room_for(base: Config) -> int:
     on_cpu = device == "cpu" or (
         device == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // base.training.threads) if on_cpu and base.training.threads else 1
+    threads = base.training.threads
+    return max(1, available_cores() // threads) if on_cpu and threads else 1
 
 
 def _make(
@@ -198,84 +195,32 @@ def _make(
             bar.update(run.flops)
         else:
             waiting.append(run)
-    if workers > 1 and len(waiting) > 1:
+    workers = max(1, min(workers, len(waiting)))
+    if workers > 1:
         for data, vocabulary in {(run.config.data, run.config.model.vocab_size) for run in waiting}:
             prepare(data, vocabulary)  # once, rather than in every process at the same time
-        outcomes = _side_by_side(waiting, folder, min(workers, len(waiting)), train)
-    else:
-        outcomes = ((run, _attempt(run, folder / run.folder_name, train)) for run in waiting)
+    queue = iter(waiting)
+    outcomes = side_by_side(lambda: next(queue, None), partial(_attempt, folder, train), workers)
     failures: dict[str, str] = {}
     for run, reason in outcomes:
         bar.set_postfix_str(run.folder_name, refresh=False)
         bar.update(run.flops)
-        if reason:
-            failures[run.folder_name] = reason
-            bar.write(f"{run.folder_name} failed: {reason}")
+        if reason != FINISHED:
+            failures[run.folder_name] = reason or "its process died; was it out of memory?"
+            bar.write(f"{run.folder_name} failed: {failures[run.folder_name]}")
     return failures
 
 
-def _side_by_side(
-    runs: Sequence[PlannedRun], folder: Path, workers: int, train: Train
-) -> Iterator[tuple[PlannedRun, str | None]]:
-    """Runs and why they failed (None: they did not), as they end, `workers` at a time.
-
-    Each worker is a pool of one process: if it dies, killed for its memory perhaps, it takes one
-    run with it and is replaced. Processes are fresh ones, since a forked one would inherit locks
-    of PyTorch's threads.
-    """
-
-    def new_pool() -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=_end_with_parent)
-
-    pools = [new_pool() for _ in range(workers)]
-    waiting = list(reversed(runs))
-    busy: dict[Future[str | None], tuple[int, PlannedRun]] = {}
-    idle = list(range(workers))
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                index, run = idle.pop(), waiting.pop()
-                future = pools[index].submit(_attempt, run, folder / run.folder_name, train)
-                busy[future] = index, run
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                index, run = busy.pop(future)
-                error = future.exception()
-                if isinstance(error, KeyboardInterrupt):
-                    raise error
-                if isinstance(error, BrokenProcessPool):
-                    pools[index].shutdown(wait=False)
-                    pools[index] = new_pool()
-                    yield run, "its process died; was it out of memory?"
-                else:
-                    yield run, f"{type(error).__name__}: {error}" if error else future.result()
-                idle.append(index)
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """In a worker: end when the parent is gone, even if it was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch(sentinel: int) -> None:
-            multiprocessing.connection.wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
-def _attempt(run: PlannedRun, folder: Path, train: Train) -> str | None:
-    """Make one run; None when it is finished, else one line that says why it is not."""
+def _attempt(suite_folder: Path, train: Train, run: PlannedRun) -> str:
+    """Make one run; `FINISHED`, or else one line that says why it is not."""
+    folder = suite_folder / run.folder_name
     try:
         _clear_if_changed(run, folder)
         train(run.config, folder)
         summarise(folder)
     except Exception as error:  # whatever it was, the other runs go on
         return f"{type(error).__name__}: {error}"
-    return None
+    return FINISHED
 
 
 def _same_run(run: PlannedRun, folder: Path) -> bool:

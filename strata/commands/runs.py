@@ -1,11 +1,12 @@
 """Commands of runs: training, and what comes of it."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from strata.commands import Run, load_tokenizer, open_corpus
 from strata.config import Config
@@ -63,6 +64,50 @@ def _run_folder(preset: str, run_dir: Path | None) -> Path:
             f"strata train nano --run-dir {run_dir}"
         )
     return run_dir
+
+
+def runs(
+    folders: Positional[tuple[Path, ...]] = (),
+    sort: str = "name",
+    plot: Path | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """List the runs in a folder, or compare some: what differs, and their numbers.
+
+    Example: strata runs runs/nano --sort bits-per-byte
+
+    Compare: strata runs runs/nano runs/mine --plot curves.png
+
+    Args:
+        folders: A folder to look for runs in (runs if none is given), or several runs to compare.
+        sort: The column: name, parameters, steps, loss, bits-per-byte, tokens, time or started.
+        plot: A .png or .pdf for their curves: bits per byte of held-out text over tokens.
+        tensorboard: Make their TensorBoard curves anew from metrics.jsonl.
+    """
+    from strata.training import history
+    from strata.training.logger import write_tensorboard
+    from strata.workbook import default_run_dir
+
+    if len(folders) > 1:
+        found = [history.read_run(folder, str(folder)) for folder in folders]
+        _print_table("differences and numbers", *history.compare_runs(found))
+    else:
+        place = folders[0] if folders else default_run_dir("nano").parent
+        found = history.find_runs(place)
+        _print_table(str(place), *history.runs_table(found, sort))
+    for run in found:
+        if run.problem:
+            print(f"{run.name} is damaged: {run.problem}", file=sys.stderr)
+        elif tensorboard:
+            print(f"TensorBoard: {write_tensorboard(run.folder)}")
+    if plot is not None:
+        from strata.paper import figure_style
+
+        with figure_style():
+            figure = history.plot_runs(found)
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(plot, dpi=160)
+        print(f"curves: {plot}")
 
 
 def evaluate(
@@ -188,6 +233,61 @@ def ablate(
     header = ["variant", "bits per byte", "difference", "interval", "p (Holm)"]
     _print_table(suite.name, header, rows)
     print(f"runs: {folder}")
+
+
+def tune(
+    preset: Positional[str],
+    search: Annotated[tuple[str, ...], UseAppendAction],
+    config: Everything,
+    trials: int = 20,
+    workers: int = 1,
+    pruning: Literal["median", "halving", "none"] = "median",
+    seed: int = 0,
+    seeds: tuple[int, ...] = (),
+    output: Path | None = None,
+) -> None:
+    """Search for the best values of any fields; the same command continues a search.
+
+    Example: strata tune nano --search optimizer.learning-rate=log:0.001:0.1
+    --search model.n-layers=2:6 --search optimizer.name=muon,adamw --trials 40 --workers 2
+
+    Args:
+        preset: A named configuration or a config.toml to search around; its other fields are
+            options too, as in strata train.
+        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:STEP, FIELD=log:LOW:HIGH or FIELD=A,B,C.
+        trials: How many, in all.
+        workers: Trials side by side.
+        pruning: Which to stop early: those worse than the median of the earlier ones, those that
+            fall behind in successive halving, or none.
+        seed: Of the search.
+        seeds: Train each trial once with each, and take the mean.
+        output: The folder of the search; runs/tune-PRESET if it is not given.
+    """
+    from strata.ablations.search import split_search
+    from strata.ablations.tuning import tune as run_search
+    from strata.data import absolute_spec
+    from strata.workbook import default_run_dir
+
+    if output is None and preset.endswith(".toml"):
+        raise ValueError("tune where? Name a preset, or give --output")
+    folder = default_run_dir(f"tune-{preset}") if output is None else output
+    study = run_search(
+        config.override({"data.corpus": absolute_spec(config.data.corpus)}),
+        split_search(search),
+        folder,
+        trials=trials,
+        workers=workers,
+        pruning=pruning,
+        seed=seed,
+        seeds=seeds,
+    )
+    best = [[name, f"{value}"] for name, value in study.best_params.items()]
+    _print_table(
+        f"best of {len(study.trials)}: trial {study.best_trial.number}",
+        ["field", "value"],
+        [*best, ["bits per byte", f"{study.best_value:.3f}"]],
+    )
+    print(f"configuration: {folder / 'best.toml'}")
 
 
 def workbook(

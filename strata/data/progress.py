@@ -1,8 +1,8 @@
 """A progress bar while something is built, and one line that says what was built.
 
-The bar (tqdm, with rate and time left) is for whoever watches and vanishes when it is full; the
-line stays, in a terminal, a log or a stored notebook. Both go to stderr, so that what a command or
-a cell prints is its result alone.
+The bar (tqdm, with rate and time left) is for whoever watches, in a terminal or a notebook, and
+vanishes when it is full; the line stays, in a terminal, a log or a stored notebook. Both go to
+stderr, so that what a command or a cell prints is its result alone.
 """
 
 import sys
@@ -10,9 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
 SECONDS_BETWEEN_UPDATES = 0.5
+
+
+def is_live() -> bool:
+    """Whether a bar can be drawn over: in a terminal, or as a notebook's widget, not in a log."""
+    in_notebook = tqdm is not tqdm_asyncio  # tqdm.auto takes another class there
+    return in_notebook or sys.stderr.isatty()
 
 
 @contextmanager
@@ -34,7 +41,7 @@ def building(
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=True,
         mininterval=SECONDS_BETWEEN_UPDATES,
-        disable=not progress,
+        disable=not (progress and is_live()),
         leave=False,
     ) as bar:
         done = 0
