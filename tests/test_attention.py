@@ -12,6 +12,9 @@ from strata.model import Transformer, attention, flops_per_token, masks
 from strata.model.attention import Attention, rotation
 from strata.model.masks import boolean_mask, make_masks, sees_whole
 
+# the uncompiled kernel is the one a CPU tests without a compiler
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 CPU = torch.device("cpu")
 TIME = 24
 
@@ -59,6 +62,7 @@ def seen_by_hand(window: int, documents: torch.Tensor | None, rows: int) -> torc
 def flex_on_cpu(monkeypatch):
     """FlexAttention in place of the boolean matrix, uncompiled so that no compiler is needed."""
     monkeypatch.setattr(masks, "masked_kernel", lambda device: "flex")
+    monkeypatch.setattr(masks, "FLEX_BLOCK", TIME)
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
 
 
@@ -112,8 +116,9 @@ def test_flex_attention_gives_the_gradients_that_sdpa_gives(monkeypatch):
     gradients = []
     for kernel in ("sdpa", "flex"):
         monkeypatch.setattr(masks, "masked_kernel", lambda device, kernel=kernel: kernel)
-        model = random_model(WINDOWED).cuda()
-        tokens, documents = random_tokens(2).cuda(), two_documents(2).cuda()
+        model = random_model(config_of(window_length=5, context_length=128)).cuda()
+        tokens = random_tokens(2, 128).cuda()
+        documents = (tokens == 7).int().cumsum(1, dtype=torch.int32)
         model.loss(tokens, tokens, documents).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
@@ -184,6 +189,19 @@ def test_a_heads_pattern_shows_the_window():
     assert torch.equal(whole > 0, seen_by_hand(0, None, 1)[0])
 
 
+def test_flex_attention_is_taken_where_its_blocks_and_heads_fit(monkeypatch):
+    monkeypatch.setattr(masks, "masked_kernel", lambda device: "flex")
+
+    def kernel_of(config: ModelConfig, time: int, past: int = 0) -> str:
+        mask = make_masks(config, time, past, CPU).windowed
+        return "flex" if isinstance(mask, BlockMask) else "sdpa"
+
+    config = config_of(window_length=5, context_length=256)
+    assert kernel_of(config, 128) == kernel_of(config, 256) == "flex"
+    assert kernel_of(config, 100) == kernel_of(config, 128, past=128) == "sdpa"
+    assert kernel_of(config_of(window_length=5, width=16), 128) == "sdpa"  # heads of 8
+
+
 def test_every_nth_layer_and_the_last_see_everything():
     config = config_of(n_layers=7, window_length=4, full_attention_every=3)
     assert [sees_whole(config, layer) for layer in range(7)] == [
@@ -248,7 +266,7 @@ def test_the_model_compiles_into_one_graph_and_only_once(config, packed):
         for hidden in (model.hidden, compiled):
             model.zero_grad()
             states = hidden(tokens, documents=documents)
-            states.square().sum().backward()
+            states.cos().sum().backward()  # the sum of squares is fixed by the norm
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             results.append([states.detach(), *gradients])
         torch.testing.assert_close(*results)

@@ -132,6 +132,6 @@ def test_it_compiles_into_one_graph_with_the_same_numbers():
     for hidden in (model.hidden, torch.compile(model.hidden, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
         states = hidden(tokens)
-        states.square().sum().backward()
+        states.cos().sum().backward()  # the sum of squares is fixed by the norm
         results.append([states.detach(), *(p.grad for p in model.blocks.parameters())])
     torch.testing.assert_close(*results)

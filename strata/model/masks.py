@@ -11,7 +11,7 @@ Three rules, and a position is seen where all that are configured allow it:
 Plain causal attention needs no mask, for the kernels of `scaled_dot_product_attention` know it.
 Anything else is made once a forward pass and shared by the layers: on CUDA as a `BlockMask`, with
 which FlexAttention (Dong et al., 2024) skips every block of 128 x 128 that holds nothing to be
-seen, elsewhere as a boolean matrix.
+seen, elsewhere, and for rows of odd lengths, as a boolean matrix.
 """
 
 from typing import Literal, NamedTuple
@@ -22,7 +22,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from strata.config import ModelConfig
 
-_FLEX_LEAST_HEAD = 16  # width of a head; FlexAttention's kernels refuse narrower ones
+# FlexAttention's kernels work on blocks of so many queries and keys, and refuse narrower heads.
+# Other lengths, which evaluation brings, would each be compiled anew.
+FLEX_BLOCK, FLEX_LEAST_HEAD = 128, 16
 
 # None: causal, or all keys where a single query reads the cache.
 Mask = Tensor | BlockMask | None
@@ -56,8 +58,8 @@ def make_masks(
     """
     reach = config.window_length
     windowed = 0 < reach < past + time  # a longer window hides nothing
-    flex = masked_kernel(device) == "flex" and config.head_size >= _FLEX_LEAST_HEAD
-    if flex and past == 0:
+    fits = past == 0 and time % FLEX_BLOCK == 0 and config.head_size >= FLEX_LEAST_HEAD
+    if fits and masked_kernel(device) == "flex":
         plain = None if documents is None else block_mask(time, device, documents=documents)
         narrow = block_mask(time, device, reach, documents) if windowed else plain
         return Masks(plain, narrow)
