@@ -161,7 +161,7 @@ class Transformer(nn.Module):
             if index == layer:
                 assert isinstance(block, Block)
                 return block.attention.weights(block.attention_norm(x), turn, seen)[0, head]
-            x = block(x, turn, mask=seen)
+            x = block(x, turn, mask=seen if window else None)
         raise ValueError(f"layer = {layer}: expected 0 to {self.config.n_layers - 1}")
 
     @classmethod
@@ -256,7 +256,7 @@ def flops_per_token(config: ModelConfig) -> float:
     position that one reads from, in each layer (Chowdhery et al., 2022, "PaLM", appendix B). In a
     layer that sees the whole context these are context_length positions (like there, the half of
     the scores that causality hides is counted), in a windowed one window_length, as all tokens of
-    a row but its first few have.
+    a row but its first few have. What document masks hide depends on the text and is not taken off.
     """
     inner = config.n_heads * config.head_size
     matrices = config.n_layers * config.width * (4 * inner + 2 * config.mlp_width)

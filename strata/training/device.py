@@ -22,7 +22,8 @@ FLOAT8_LEAST_WIDTH = 1_664
 FLOAT8_CAPABILITY = (8, 9)
 
 # Dense bfloat16 operations per second that a chip's data sheet promises, by the name that CUDA
-# gives it. Where NVIDIA states the figure "with sparsity", this is half of it.
+# gives it. Where NVIDIA states the figure "with sparsity", this is half of it; of the GeForce cards
+# it is that with sums in float32.
 PEAK_FLOPS = {
     "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
