@@ -83,8 +83,8 @@ class _Float8Product(torch.autograd.Function):
         weight8, weight_scale = to_float8(weight, FORWARD)
         ctx.save_for_backward(rows8, rows_scale, weight8, weight_scale)
         ctx.dtypes = rows.dtype, weight.dtype
-        # fast accumulation keeps fewer digits of the sums: enough here, too few for gradients, which
-        # is also how torchao trains
+        # fast accumulation keeps fewer digits of the sums: enough here, too few for gradients
+        # (torchao decides so too)
         return torch._scaled_mm(
             rows8,
             weight8.t(),

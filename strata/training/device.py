@@ -16,7 +16,7 @@ from strata.model.masks import masked_kernel
 
 # Width from which the matrices of a model gain by eight bits, with torch.compile. From nanochat's
 # measurements on H100s (dev/LOG.md, 2026-02-02): slower at depth 12, width 768; 17 % faster at
-# depth 26, width 1,664, of which about 5 % is left once the loss is as low. Not measured here yet.
+# depth 26, width 1,664, though at depth 24 only 5 % to the same loss. Not measured here yet.
 FLOAT8_LEAST_WIDTH = 1_664
 # Compute capability of the first chips that multiply float8: Ada (8.9) and Hopper (9.0).
 FLOAT8_CAPABILITY = (8, 9)
