@@ -23,8 +23,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import tomli_w
-
 from strata.fields import check_doubling, check_section, nearest, number, positive
 from strata.presets import PRESETS
 from strata.storage import write_whole
@@ -68,6 +66,11 @@ class ModelConfig:
     logit_softcap: float = number(15.0, low=0, high=60)
     # Each block starts from a learned mix of the stream and the normalised input embedding.
     residual_scalars: bool = True
+    # Tokens that a position of a windowed layer sees, itself included (Beltagy et al., 2020);
+    # 0 = every layer sees the whole context.
+    window_length: int = number(0, low=0)
+    # Of windowed layers, every n-th and the last see the whole context (nanochat: one in four).
+    full_attention_every: int = number(4, low=1)
 
     def __post_init__(self) -> None:
         check_section(self, "model")
@@ -193,8 +196,9 @@ class TrainingConfig:
     seed: int = number(0, low=0)
     # Where to train; "auto" takes CUDA, then Apple's MPS, then the CPU.
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    # Arithmetic of matrix products; "auto" takes bfloat16 where the chip has it in hardware.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Arithmetic of matrix products; "auto" takes bfloat16 where the chip has it in hardware, and
+    # "float8" in the blocks of models wide enough to gain by it (training/device.py).
+    precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
     # torch.compile; "auto" compiles on CUDA, where it pays for itself.
     compile: Literal["auto", "on", "off"] = "auto"
     # CPU threads; 0 = one a core.
@@ -323,6 +327,8 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write every field as TOML, losslessly; the file is replaced whole."""
+        import tomli_w  # here, so that a GPU machine without it can train and measure
+
         write_whole(Path(path), tomli_w.dumps(self.to_dict()))
 
     @classmethod

@@ -19,7 +19,7 @@ from strata.config import Config, TrainingConfig
 from strata.data import cache_dir
 from strata.model import count_parameters, flops_per_token
 from strata.training import choose_runtime
-from strata.training.device import Runtime, matmul_flops, processor_name
+from strata.training.device import Runtime, matmul_flops, peak_flops, processor_name
 from strata.workbook import REPOSITORY
 
 # Share of a large matrix product's speed that a training step reaches; measured on CPUs with the
@@ -75,7 +75,7 @@ def examine() -> None:
         ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         ("torch", torch.__version__),
         *_devices(runtime),
-        *((("decision", reason)) for reason in runtime.reasons),
+        *(("decision", reason) for reason in runtime.reasons),
         ("memory", _memory()),
         ("disk", _disk()),
         ("numba cache", _numba_cache()),
@@ -86,7 +86,11 @@ def examine() -> None:
     ]:  # fmt: skip
         print(f"{name:<12} {text}")
     speed = matmul_flops(runtime)
-    print(f"{'speed':<12} {speed / 1e12:,.2f} TFLOP/s in matrix products, measured just now\n")
+    peak = peak_flops(runtime)
+    share = f", {speed / peak:.0%} of what the chip's data sheet promises" if peak else ""
+    print(
+        f"{'speed':<12} {speed / 1e12:,.2f} TFLOP/s in matrix products, measured just now{share}\n"
+    )
     memory = _device_memory(runtime)
     names = [name for name in Config.presets() if not name.startswith("gpt3")]
     estimates = [estimate(name, speed) for name in names]

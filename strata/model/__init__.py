@@ -1,8 +1,9 @@
 """The transformer, in the order of notebook 02.
 
 `layers` normalises and transforms each position by itself, `attention` lets positions read from
-each other, `transformer` stacks the two and turns the result into a prediction, and `loss` says
-how good that prediction is without ever holding all of it.
+each other and `masks` says from which, `transformer` stacks the two and turns the result into a
+prediction, and `loss` says how good that prediction is without ever holding all of it. `float8`
+trains the same model in eight bits, on chips that have them.
 """
 
 from strata.model.attention import KeyValueCache

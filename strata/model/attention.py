@@ -4,14 +4,21 @@ Each head compares a query of the reading position with the keys of all position
 takes the average of their values, weighted by the softmax of the comparisons (Vaswani et al.,
 2017, section 3.2). Where a token stands enters either by vectors added to the embedding (GPT-3,
 see `transformer`) or by turning queries and keys by an angle proportional to the position, so
-that a comparison depends on the distance alone (`rotate`).
+that a comparison depends on the distance alone (`rotate`). Where not all of the past is to be
+seen, a mask from `masks` says what is.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from strata.config import ModelConfig
+from strata.model.masks import Mask, boolean_mask
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -90,20 +97,30 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.width, inner, bias=config.biases)
         self.project = nn.Linear(inner, config.width, bias=config.biases)
 
-    def forward(self, x: Tensor, turn: Rotation | None, cache: KeyValueCache | None) -> Tensor:
-        """Read from the positions before; x and the result are (batch, time, width)."""
+    def forward(
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        cache: KeyValueCache | None = None,
+        mask: Mask = None,
+    ) -> Tensor:
+        """Read from the positions before; x and the result are (batch, time, width).
+
+        Args:
+            cache: keys and values of earlier positions; these are added to it.
+            mask: which positions are seen, from `make_masks`; None = all up to the reader.
+        """
         queries, keys, values = self.queries_keys_values(x, turn)
-        causal, mask = True, None
         if cache is not None:
-            past = cache.length
             keys, values = cache.append(self.layer, keys, values)
-            if past:  # row i, at position past + i, sees columns 0 … past + i
-                causal = False
-                seen = torch.ones(x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device)
-                mask = seen.tril(past) if x.shape[1] > 1 else None
-        read = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal
-        )  # (batch, heads, time, head_dim)
+        if isinstance(mask, BlockMask):
+            read = _flex(queries, keys, values, mask)
+        else:
+            # a single query reads every key there is
+            causal = mask is None and x.shape[1] > 1
+            read = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=causal
+            )  # (batch, heads, time, head_dim)
         projected: Tensor = self.project(read.transpose(1, 2).flatten(2))  # (batch, time, width)
         return projected
 
@@ -121,13 +138,33 @@ class Attention(nn.Module):
             keys = F.rms_norm(keys, (self.head_dim,))
         return queries, keys, values
 
-    def weights(self, x: Tensor, turn: Rotation | None) -> Tensor:
+    def weights(self, x: Tensor, turn: Rotation | None, seen: Tensor | None = None) -> Tensor:
         """The weights themselves, softmax(QK' / sqrt(head_dim)): (batch, heads, time, time).
 
         `forward` never holds them; this is for looking at a head.
+
+        Args:
+            seen: a boolean matrix from `boolean_mask`; None = all up to the reader.
         """
+        if seen is None:
+            seen = boolean_mask(x.shape[1], 0, x.device)
         queries, keys, _ = self.queries_keys_values(x, turn)
         scores = queries @ keys.transpose(-1, -2) / self.head_dim**0.5
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        weights: Tensor = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+        weights: Tensor = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
         return weights
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention; all tensors are (batch, heads, time, head_dim).
+
+    Uncompiled it would hold all scores, so it is compiled by itself where the model is not.
+    """
+    kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    # under autocast norms give float32 and matrices bfloat16, and the three have to agree
+    read: Tensor = kernel(queries.to(values.dtype), keys.to(values.dtype), values, block_mask=mask)
+    return read
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    return torch.compile(flex_attention)

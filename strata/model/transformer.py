@@ -20,6 +20,7 @@ from strata.config import Config, ModelConfig
 from strata.model.attention import Attention, KeyValueCache, Rotation, rotation
 from strata.model.layers import FeedForward, make_norm
 from strata.model.loss import chunked_cross_entropy, score_targets, soft_cap
+from strata.model.masks import Mask, boolean_mask, make_masks, sees_whole
 
 
 class Block(nn.Module):
@@ -32,8 +33,14 @@ class Block(nn.Module):
         self.feed_forward_norm = make_norm(config, config.width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, turn: Rotation | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turn, cache)
+    def forward(
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        cache: KeyValueCache | None = None,
+        mask: Mask = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), turn, cache, mask)
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))  # (batch, time, width)
         return out
 
@@ -41,7 +48,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only transformer.
 
-    Shapes: tokens and targets are (batch, time) integers, time at most `context_length`.
+    Shapes: tokens and targets are (batch, time) integers, time at most `context_length`. So are
+    documents, where they are given: which document of its row a token belongs to. No position then
+    reads from another document.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,16 +80,31 @@ class Transformer(nn.Module):
         """The output head (vocab, width), which may be the embedding itself."""
         return self.embedding.weight if self.config.tie_embeddings else self.head.weight
 
-    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """What the head reads: (batch, time, width).
 
         Raises:
-            ValueError: if the tokens, with those in the cache, exceed the context.
+            ValueError: if the tokens, with those in the cache, exceed the context; if documents are
+                not as the tokens are, or come with a cache, which does not know its documents.
         """
-        x, turn = self._embed(tokens, cache.length if cache else 0)
+        if documents is not None and (cache is not None or documents.shape != tokens.shape):
+            with_cache = " and no cache" if cache is not None else ""
+            raise ValueError(
+                f"documents {tuple(documents.shape)}: expected the shape of the tokens, "
+                f"{tuple(tokens.shape)}{with_cache}"
+            )
+        past = cache.length if cache else 0
+        x, turn = self._embed(tokens, past)
+        masks = make_masks(self.config, tokens.shape[1], past, tokens.device, documents)
         x0 = x
         for layer, block in enumerate(self.blocks):
-            x = block(self._mix(layer, x, x0), turn, cache)
+            mask = masks.whole if sees_whole(self.config, layer) else masks.windowed
+            x = block(self._mix(layer, x, x0), turn, cache, mask)
         if cache is not None:
             cache.length += tokens.shape[1]
         normalised: Tensor = self.final_norm(x)
@@ -100,17 +124,19 @@ class Transformer(nn.Module):
             x = x[:, -1:]
         return soft_cap(F.linear(x, self.head_weight).float(), self.config.logit_softcap)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats, a scalar; targets of -100 are left out."""
-        hidden = self.hidden(tokens).flatten(0, 1)  # (batch * time, width)
+        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)  # (batch * time, width)
         return chunked_cross_entropy(
             hidden, self.head_weight, targets.flatten(), self.config.logit_softcap
         )
 
     @torch.no_grad()
-    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Nats of each target, and whether it is the most likely token: both (batch, time)."""
-        hidden = self.hidden(tokens).flatten(0, 1)
+        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
         nats, correct = score_targets(
             hidden, self.head_weight, targets.flatten(), self.config.logit_softcap
         )
@@ -130,10 +156,12 @@ class Transformer(nn.Module):
         x0 = x
         for index, block in enumerate(self.blocks):
             x = self._mix(index, x, x0)
+            window = 0 if sees_whole(self.config, index) else self.config.window_length
+            seen = boolean_mask(tokens.shape[1], 0, tokens.device, window)
             if index == layer:
                 assert isinstance(block, Block)
-                return block.attention.weights(block.attention_norm(x), turn)[0, head]
-            x = block(x, turn, None)
+                return block.attention.weights(block.attention_norm(x), turn, seen)[0, head]
+            x = block(x, turn, mask=seen if window else None)
         raise ValueError(f"layer = {layer}: expected 0 to {self.config.n_layers - 1}")
 
     @classmethod
@@ -224,12 +252,19 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 def flops_per_token(config: ModelConfig) -> float:
     """Floating-point operations of training on one token, forward and backward.
 
-    6 for each weight of a matrix product, the head among them, and 12 * n_layers * n_heads *
-    head_dim * context_length for attention (Chowdhery et al., 2022, "PaLM", appendix B; like
-    there, the half of the scores that causality hides is counted).
+    6 for each weight of a matrix product, the head among them, and 12 * n_heads * head_dim for each
+    position that one reads from, in each layer (Chowdhery et al., 2022, "PaLM", appendix B). In a
+    layer that sees the whole context these are context_length positions (like there, the half of
+    the scores that causality hides is counted), in a windowed one window_length, as all tokens of
+    a row but its first few have. What document masks hide depends on the text and is not taken off.
     """
     inner = config.n_heads * config.head_size
     matrices = config.n_layers * config.width * (4 * inner + 2 * config.mlp_width)
     head = config.width * config.vocab_size
-    attention = 12 * config.n_layers * inner * config.context_length
-    return float(6 * (matrices + head) + attention)
+    read = sum(
+        config.context_length
+        if sees_whole(config, layer)
+        else min(config.window_length, config.context_length)
+        for layer in range(config.n_layers)
+    )
+    return float(6 * (matrices + head) + 12 * inner * read)

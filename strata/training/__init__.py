@@ -1,39 +1,54 @@
 """What turns compute into a model, in the order of notebook 03.
 
-`schedule` says how large an update may be at each step, `optimizer` how a gradient becomes one,
-`trainer` repeats it, `checkpoint` makes it survive, `logger` writes down what happened, `device`
-and `distributed` decide where and on how many processes, and `folder` what a run leaves behind.
-`history` reads runs back and sets them side by side.
+`schedule` says how large an update may be at each step, `optimizer` how a gradient becomes one;
+`step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
+goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
+makes a run survive, `logger` writes down what happened, `device` and `distributed` decide where
+and on how many processes, `folder` what a run leaves behind, and `history` reads runs back.
 """
 
-from strata.training.callbacks import Callback, EarlyStopping, LivePlot, Profiler
-from strata.training.checkpoint import latest_checkpoint
-from strata.training.device import Runtime, choose_runtime
-from strata.training.history import find_runs, plot_runs, read_run
-from strata.training.logger import read_metrics
-from strata.training.optimizer import Optimizer, build_optimizer, group_table
-from strata.training.schedule import rate_ratio
-from strata.training.step import train_step
-from strata.training.trainer import Interrupted, StepResult, Trainer
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Callback",
-    "EarlyStopping",
-    "Interrupted",
-    "LivePlot",
-    "Optimizer",
-    "Profiler",
-    "Runtime",
-    "StepResult",
-    "Trainer",
-    "build_optimizer",
-    "choose_runtime",
-    "find_runs",
-    "group_table",
-    "latest_checkpoint",
-    "plot_runs",
-    "rate_ratio",
-    "read_metrics",
-    "read_run",
-    "train_step",
-]
+if TYPE_CHECKING:
+    from strata.training.callbacks import Callback as Callback
+    from strata.training.callbacks import EarlyStopping as EarlyStopping
+    from strata.training.callbacks import LivePlot as LivePlot
+    from strata.training.callbacks import Profiler as Profiler
+    from strata.training.checkpoint import latest_checkpoint as latest_checkpoint
+    from strata.training.device import Runtime as Runtime
+    from strata.training.device import choose_runtime as choose_runtime
+    from strata.training.history import find_runs as find_runs
+    from strata.training.history import plot_runs as plot_runs
+    from strata.training.history import read_run as read_run
+    from strata.training.logger import read_metrics as read_metrics
+    from strata.training.optimizer import Optimizer as Optimizer
+    from strata.training.optimizer import build_optimizer as build_optimizer
+    from strata.training.optimizer import group_table as group_table
+    from strata.training.schedule import rate_ratio as rate_ratio
+    from strata.training.step import train_step as train_step
+    from strata.training.trainer import Interrupted as Interrupted
+    from strata.training.trainer import StepResult as StepResult
+    from strata.training.trainer import Trainer as Trainer
+
+# Imported when first used: a GPU machine that only measures needs no corpus and no tokenizer.
+_NAMES = {
+    "callbacks": ["Callback", "EarlyStopping", "LivePlot", "Profiler"],
+    "checkpoint": ["latest_checkpoint"],
+    "device": ["Runtime", "choose_runtime"],
+    "history": ["find_runs", "plot_runs", "read_run"],
+    "logger": ["read_metrics"],
+    "optimizer": ["Optimizer", "build_optimizer", "group_table"],
+    "schedule": ["rate_ratio"],
+    "step": ["train_step"],
+    "trainer": ["Interrupted", "StepResult", "Trainer"],
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'strata.training' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"strata.training.{_HOMES[name]}"), name)

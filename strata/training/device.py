@@ -12,18 +12,55 @@ from typing import Literal
 
 import torch
 
-from strata.config import TrainingConfig
+from strata.config import ModelConfig, TrainingConfig
+from strata.model.masks import masked_kernel
+
+# Width from which the matrices of a model gain by eight bits, with torch.compile. From nanochat's
+# measurements on H100s (dev/LOG.md, 2026-02-02): slower at depth 12, width 768; 17 % faster at
+# depth 26, width 1,664, though at depth 24 only 5 % to the same loss. Not measured here yet.
+FLOAT8_LEAST_WIDTH = 1_664
+# Compute capability of the first chips that multiply float8: Ada (8.9) and Hopper (9.0).
+FLOAT8_CAPABILITY = (8, 9)
+
+# Dense bfloat16 operations per second that a chip's data sheet promises, by the name that CUDA
+# gives it. Where NVIDIA states the figure "with sparsity", this is half of it; of the GeForce cards
+# it is that with sums in float32.
+PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+}
+
+Kind = Literal["cuda", "mps", "cpu"]
+Precision = Literal["float32", "bfloat16", "float8"]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The decision: a device, the type of its matrix products, whether to compile, and why."""
+    """The decision: a device, the type of its matrix products, whether to compile, and why.
+
+    With `float8` the matrices of the blocks multiply in eight bits (`strata.model.float8`), and
+    `dtype` is that of the other products.
+    """
 
     device: torch.device
     dtype: torch.dtype
     compile: bool
     threads: int
     reasons: tuple[str, ...]
+    float8: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; weights and sums stay in float32."""
@@ -32,51 +69,109 @@ class Runtime:
 
 
 @functools.lru_cache(maxsize=16)
-def choose_runtime(training: TrainingConfig) -> Runtime:
+def choose_runtime(training: TrainingConfig, model: ModelConfig | None = None) -> Runtime:
     """Decide where and how to compute.
+
+    Args:
+        model: what is to be trained; without it "auto" does not choose float8.
 
     Raises:
         ValueError: if a device or precision is asked for that this machine does not have.
     """
-    reasons = []
-    available: dict[Literal["cuda", "mps", "cpu", "auto"], bool] = {
+    kind, device_reason = _choose_device(training)
+    compiled, compile_reason = _choose_compile(training, kind)
+    precision, precision_reason = _choose_precision(training, kind, compiled, model)
+    threads, threads_reason = _choose_threads(training)
+    return Runtime(
+        # torchrun gives each process of a machine its own number and so its own GPU
+        torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind),
+        torch.float32 if precision == "float32" else torch.bfloat16,
+        compiled,
+        threads,
+        (
+            device_reason,
+            precision_reason,
+            _attention_reason(kind, precision),
+            compile_reason,
+            threads_reason,
+        ),
+        float8=precision == "float8",
+    )
+
+
+def _choose_device(training: TrainingConfig) -> tuple[Kind, str]:
+    available: dict[Kind, bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    kind = training.device
-    if kind == "auto":
+    if training.device == "auto":
         kind = next(name for name in available if available[name])
-        reasons.append(f"device {kind}: the first of CUDA, MPS and CPU that is here")
-    elif not available[kind]:
-        raise ValueError(f"training.device = {kind!r}: PyTorch sees no such device here")
-    else:
-        reasons.append(f"device {kind}: as configured")
-    # torchrun gives each process of a machine its own number and so its own GPU
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind)
+        return kind, f"device {kind}: the first of CUDA, MPS and CPU that is here"
+    if not available[training.device]:
+        raise ValueError(f"training.device = {training.device!r}: PyTorch sees no such device here")
+    return training.device, f"device {training.device}: as configured"
 
-    fast, why = _fast_bfloat16(kind)
-    if training.precision == "bfloat16" and kind == "cuda" and not fast:
-        raise ValueError(f"training.precision = 'bfloat16': {why}")
-    bfloat16 = training.precision == "bfloat16" or (training.precision == "auto" and fast)
-    source = "as configured" if training.precision != "auto" else why
-    exact = "float32, on CUDA as TF32," if kind == "cuda" else "float32"
-    reasons.append(f"{'bfloat16' if bfloat16 else exact} matrix products: {source}")
 
-    compiled = training.compile == "on" or (training.compile == "auto" and kind == "cuda")
+def _choose_compile(training: TrainingConfig, kind: Kind) -> tuple[bool, str]:
     if training.compile != "auto":
-        reasons.append(f"torch.compile {training.compile}: as configured")
-    elif compiled:
-        reasons.append("torch.compile on: fused kernels pay for a minute of compiling on CUDA")
-    else:
-        reasons.append(f"torch.compile off: on {kind} it gains too little for a short run")
+        return training.compile == "on", f"torch.compile {training.compile}: as configured"
+    if kind == "cuda":
+        return True, "torch.compile on: fused kernels pay for a minute of compiling on CUDA"
+    return False, f"torch.compile off: on {kind} it gains too little for a short run"
 
+
+def _choose_precision(
+    training: TrainingConfig, kind: Kind, compiled: bool, model: ModelConfig | None
+) -> tuple[Precision, str]:
+    asked = training.precision
+    sixteen, about_sixteen = _fast_bfloat16(kind)
+    eight, about_eight = _has_float8(kind)
+    if asked == "bfloat16" and kind == "cuda" and not sixteen:
+        raise ValueError(f"training.precision = 'bfloat16': {about_sixteen}")
+    if asked == "float8" and not eight:
+        raise ValueError(
+            f"training.precision = 'float8': {about_eight}; expected a CUDA GPU of compute "
+            f"capability {FLOAT8_CAPABILITY[0]}.{FLOAT8_CAPABILITY[1]} or later, or 'bfloat16'"
+        )
+    wide = model is not None and model.width >= FLOAT8_LEAST_WIDTH
+    if asked == "float8" or (asked == "auto" and eight and compiled and wide):
+        why = "as configured" if asked != "auto" else about_eight
+        slow = "" if compiled else ", though without torch.compile it is slow"
+        return "float8", f"float8 matrix products in blocks, bfloat16 elsewhere: {why}{slow}"
+    if asked == "bfloat16" or (asked == "auto" and sixteen):
+        why = "as configured" if asked != "auto" else about_sixteen
+        if asked == "auto" and eight:
+            why += f", and float8 pays from a width of {FLOAT8_LEAST_WIDTH:,} on"
+        return "bfloat16", f"bfloat16 matrix products: {why}"
+    # see `apply_runtime`
+    how = {"cuda": ", as TF32", "cpu": "" if sixteen else ", through oneDNN", "mps": ""}
+    why = "as configured" if asked != "auto" else about_sixteen
+    return "float32", f"float32 matrix products{how[kind]}: {why}"
+
+
+def _attention_reason(kind: Kind, precision: Precision) -> str:
+    """In words what PyTorch and `strata.model.masks` choose by themselves."""
+    plain = "scaled_dot_product_attention"
+    if kind == "cuda":
+        kernels = "memory-efficient" if precision == "float32" else "flash"
+        plain += f" with its {kernels} kernels"
+    if masked_kernel(torch.device(kind)) == "flex":
+        masked = "FlexAttention, which skips what a window or a document hides"
+    else:
+        masked = "the same with a boolean mask, since FlexAttention trains on CUDA alone"
+    return f"attention: {plain}; under windows or document masks {masked}"
+
+
+def _choose_threads(training: TrainingConfig) -> tuple[int, str]:
+    if training.threads:
+        return training.threads, f"{training.threads} CPU threads: as configured"
     cores = len(os.sched_getaffinity(0)) if _on_linux() else os.cpu_count() or 1
     # torchrun says how many processes share this machine
-    threads = training.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    return Runtime(
-        device, torch.bfloat16 if bfloat16 else torch.float32, compiled, threads, tuple(reasons)
-    )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = max(1, cores // processes)
+    shared = f" for {processes} processes" if processes > 1 else ""
+    return threads, f"{threads} CPU threads: {cores} cores{shared}"
 
 
 def apply_runtime(runtime: Runtime) -> None:
@@ -107,6 +202,16 @@ def _fast_bfloat16(kind: str) -> tuple[bool, str]:
     return False, "bfloat16 is not tested on MPS"
 
 
+def _has_float8(kind: Kind) -> tuple[bool, str]:
+    """Whether float8 products run in hardware, and the reason in words."""
+    if kind != "cuda":
+        return False, f"{kind} does not multiply float8"
+    capability = torch.cuda.get_device_capability()
+    has = capability >= FLOAT8_CAPABILITY
+    found = f"of compute capability {capability[0]}.{capability[1]}"
+    return has, f"this GPU, {found}, {'has' if has else 'lacks'} them in hardware"
+
+
 @functools.lru_cache(maxsize=4)
 def matmul_flops(runtime: Runtime) -> float:
     """Operations per second of a large matrix product here: the most a model could reach.
@@ -125,6 +230,17 @@ def matmul_flops(runtime: Runtime) -> float:
         synchronize(runtime.device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def peak_flops(runtime: Runtime) -> float | None:
+    """Dense bfloat16 operations per second that the chip's data sheet promises; None if unknown.
+
+    What model FLOPs utilisation is a share of (Chowdhery et al., 2022, "PaLM", section 4.1);
+    `matmul_flops` beside it says how much of it a large product reaches in practice.
+    """
+    if runtime.device.type != "cuda":
+        return None
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(runtime.device))
 
 
 def synchronize(device: torch.device) -> None:
