@@ -30,6 +30,7 @@ import torch
 from strata.config import Config
 from strata.data import Loader, LoaderState, Prepared, prepare
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
+from strata.model.float8 import use_float8
 from strata.storage import write_whole
 from strata.training.checkpoint import (
     latest_checkpoint,
@@ -42,6 +43,7 @@ from strata.training.device import (
     apply_runtime,
     choose_runtime,
     matmul_flops,
+    peak_flops,
     peak_memory,
 )
 from strata.training.distributed import join_processes, parallel_loss
@@ -94,7 +96,7 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         self.config, self.run_dir, self.callbacks = config, Path(run_dir), callbacks
-        self.runtime: Runtime = choose_runtime(config.training)
+        self.runtime: Runtime = choose_runtime(config.training, config.model)
         apply_runtime(self.runtime)
         self.processes = join_processes(self.runtime.device)
         self.progress = progress and self.processes.first
@@ -105,6 +107,8 @@ class Trainer:
             self._open()
 
         self.model = self._new_model()
+        if self.runtime.float8:
+            use_float8(self.model)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.loss_function = parallel_loss(self.model, self.processes, self.runtime.compile)
         self.memory = Memory(self.model, self.loss_function, self.optimizer, config, self._share())
@@ -270,13 +274,14 @@ class Trainer:
             "gradient_norm": self.optimizer.gradient_norm,
             "tokens": self.tokens,
         }
-        peak = matmul_flops(self.runtime) * self.processes.size
         timing = {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "utilisation": flops / seconds / peak,
+            "utilisation": flops / seconds / (matmul_flops(self.runtime) * self.processes.size),
             "memory_bytes": peak_memory(self.runtime.device),
         }
+        if peak := peak_flops(self.runtime):
+            timing["peak_utilisation"] = flops / seconds / (peak * self.processes.size)
         if self.step % training.validate_every == 0 or self.step == training.max_steps:
             started = time.perf_counter()
             metrics |= self.validate()
