@@ -285,7 +285,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_next(
 
 
 def test_batches_for_a_gpu_are_pinned_by_a_thread_that_uses_that_gpu(
-    shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+    shards: TokenShards, monkeypatch: pytest.MonkeyPatch, no_threads_before: None
 ) -> None:
     chosen: list[tuple[str, torch.device]] = []
     pinned: list[bool] = []

@@ -67,14 +67,14 @@ def _mix(number: Numbers) -> Numbers:
 def apportion(count: int, shares: Sequence[int]) -> list[int]:
     """How many of the first `count` rows of a mixture come from each of its corpora.
 
-    The first corpus gets its share of them rounded down, the second its share of what is left, and
-    so on. One row more is always one more of exactly one corpus; and after every `sum(shares)`
-    rows each has had exactly its share, in between all but a row or two of it.
+    The first corpus gets its share of them, rounded, the second its share of what is left, and so
+    on. One row more is always one more of exactly one corpus. After every `sum(shares)` rows each
+    of n corpora has had exactly its share; in between it is at most (n - 1) / 2 rows off.
     """
     counts = []
     total = sum(shares)
     for share in shares:
-        counts.append(count * share // total)
+        counts.append((count * share + total // 2) // total)
         count -= counts[-1]
         total -= share
     return counts
