@@ -14,7 +14,7 @@ from strata.config import Config, DataConfig
 from strata.data import Corpus, Loader, TokenShards, absolute_spec, measure_packing, prepare
 from strata.data.loader import spread_windows
 from strata.data.mixture import interleave, parse_mixture, whole_shares
-from strata.data.order import apportion, turn
+from strata.data.order import apportion, turns
 from strata.data.packing import BestFitRows
 from strata.storage import cache_dir
 from strata.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def test_every_turn_is_one_corpus_and_the_next_of_its_own_rows(
     shares: list[int], position: int
 ) -> None:
     before, after = apportion(position, shares), apportion(position + 1, shares)
-    corpus, place = turn(position, shares)
+    ((corpus, place),) = turns(position, 1, shares)
     assert place == before[corpus]
     before[corpus] += 1
     assert before == after
@@ -208,8 +208,8 @@ def test_each_corpus_has_its_share_and_epochs_of_its_own(
     n_batches = 2 * alone[0] // 3 + 1  # two epochs of the larger one
     for _ in range(n_batches):
         batch = loader.next()
-        for position, row in enumerate(batch.tokens.numpy()):
-            corpus, _ = turn(loader.position - 5 + position, [3, 2])
+        whose = turns(loader.position - 5, 5, [3, 2])
+        for (corpus, _), row in zip(whose, batch.tokens.numpy(), strict=True):
             seen[corpus].append(row.tobytes())
     assert (len(seen[0]), len(seen[1])) == (3 * n_batches, 2 * n_batches)
     for rows, n_rows, epochs in zip(seen, alone, loader.epochs, strict=True):
@@ -231,7 +231,7 @@ def n_rows_alone(shards: TokenShards, index: int, packing: str) -> int:
 def test_turns_are_told_by_where_the_text_lies(corpora: tuple[Path, Path]) -> None:
     shards = prepare(data_config(corpora), VOCAB_SIZE, progress=False).train
     loader = Loader(shards, batch_size=20, context_length=24, seed=1)
-    assert corpora_of_next(shards, loader, 20) == [turn(place, [3, 2])[0] for place in range(20)]
+    assert corpora_of_next(shards, loader, 20) == [corpus for corpus, _ in turns(0, 20, [3, 2])]
 
 
 def test_a_mixture_goes_on_from_its_position_in_any_number_of_processes(

@@ -20,7 +20,8 @@ from strata.data import (
     measure_packing,
     packing,
 )
-from strata.data.packing import IGNORED, BestFitRows, best_fit, plan_rows
+from strata.data.loader import IGNORED
+from strata.data.packing import best_fit, plan_rows
 
 SEPARATOR = 0
 CONTEXT = 8
@@ -64,11 +65,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
 
 
 def read_all(shards: TokenShards) -> tuple[np.ndarray, np.ndarray]:
-    rows = BestFitRows(shards, shards.parts[0], CONTEXT)
-    tokens, targets = np.empty((2, rows.n_rows, CONTEXT), np.int64)
-    for row in range(rows.n_rows):
-        rows.read(row, tokens[row], targets[row])
-    return tokens, targets
+    """Tokens and targets of every row, in a loader's order."""
+    loader = Loader(shards, batch_size=1, context_length=CONTEXT, seed=3, packing="best-fit")
+    batch = loader.next(loader.n_windows)
+    return batch.tokens.numpy(), batch.targets.numpy()
 
 
 def rooms_of_plain_best_fit(sizes: list[int], capacity: int) -> list[int]:

@@ -18,13 +18,15 @@ count as not yet given: the position moves when a batch is handed out.
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
+import numpy as np
 import torch
 
-from strata.data.order import Permutation, apportion, turn
+from strata.data.order import Permutation, apportion, turns
 from strata.data.packing import BestFitRows, Packing, StreamRows
 from strata.data.prefetch import Ahead
-from strata.data.shards import TokenShards
+from strata.data.shards import Tokens, TokenShards
 
+IGNORED = -100  # a target not to be predicted, as in torch.nn.functional.cross_entropy
 PREFETCH = 2  # batches: one would do, the second evens out a read that has to wait for the disk
 STRETCH = 1 << 10  # places in the order of an epoch that are computed at once
 
@@ -162,7 +164,7 @@ class Loader:
         stride = examples * self._world_size
         first = self.position + self._rank * examples
         if self._prefetch:
-            calls = [(first + turns * stride, examples) for turns in range(self._prefetch + 1)]
+            calls = [(first + ahead * stride, examples) for ahead in range(self._prefetch + 1)]
             batch = self._ahead.take(calls)
         else:
             batch = self._reader.read(first, examples)
@@ -204,21 +206,19 @@ class _Epochs:
     """The rows of one corpus without end, shuffled anew in every epoch."""
 
     def __init__(self, n_rows: int, seed: int) -> None:
-        self.n_rows = n_rows
+        self._n_rows = n_rows
         self._seed = seed
-        self._held = (-1, -1)
-        self._numbers: list[int] = []
+        self._first = 0
+        self._rows: list[int] = []  # at the places from `_first` on
 
     def __getitem__(self, place: int) -> int:
         """The row at `place` of the stream; those that follow are computed with it."""
-        epoch, place = divmod(place, self.n_rows)
-        stretch, place = divmod(place, STRETCH)
-        if (epoch, stretch) != self._held:
-            start = stretch * STRETCH
-            order = Permutation(self.n_rows, self._seed, epoch)
-            self._numbers = order.stretch(start, min(start + STRETCH, self.n_rows)).tolist()
-            self._held = epoch, stretch
-        return self._numbers[place]
+        if not self._first <= place < self._first + len(self._rows):
+            epoch, start = divmod(place, self._n_rows)
+            order = Permutation(self._n_rows, self._seed, epoch)
+            self._rows = order.stretch(start, min(start + STRETCH, self._n_rows)).tolist()
+            self._first = place
+        return self._rows[place - self._first]
 
 
 class _Reader:
@@ -243,17 +243,24 @@ class _Reader:
 
     def read(self, first: int, examples: int) -> Batch:
         """The `examples` examples from position `first` of the stream on."""
-        shape = (examples, self._context_length)
-        batch = Batch(
-            torch.empty(shape, dtype=torch.int64, pin_memory=self._pinned),
-            torch.empty(shape, dtype=torch.int64, pin_memory=self._pinned),
-        )
-        tokens, targets = batch.tokens.numpy(), batch.targets.numpy()  # the same memory
-        for index in range(examples):
-            corpus, place = turn(first + index, self._shares)
+        shape = (examples, self._context_length + 1)
+        ids, unknown = np.empty(shape, dtype=np.uint32), np.zeros(shape, dtype=np.bool_)
+        for index, (corpus, place) in enumerate(turns(first, examples, self._shares)):
             row = self._epochs[corpus][place]
-            self._rows[corpus].read(row, tokens[index], targets[index])
+            self._rows[corpus].read(row, ids[index], unknown[index])
+        batch = _as_batch(ids, self._pinned)
+        if unknown.any():
+            batch.targets[torch.from_numpy(unknown[:, 1:])] = IGNORED
         return batch
+
+
+def _as_batch(ids: Tokens, pinned: bool = False) -> Batch:
+    """Tokens and targets, (batch, time), of rows of ids, (batch, time + 1)."""
+    shape = (len(ids), ids.shape[1] - 1)
+    tokens, targets = (torch.empty(shape, dtype=torch.int64, pin_memory=pinned) for _ in range(2))
+    tokens.numpy()[:] = ids[:, :-1]  # the same memory: widened and put in place in one go
+    targets.numpy()[:] = ids[:, 1:]
+    return Batch(tokens, targets)
 
 
 def document_numbers(tokens: torch.Tensor, separator: int) -> torch.Tensor:
@@ -289,9 +296,7 @@ def spread_windows(shards: TokenShards, count: int, context_length: int) -> list
 def read_windows(shards: TokenShards, windows: list[int], context_length: int) -> Batch:
     """The batch of the windows with these numbers, in this order."""
     length = context_length + 1
-    shape = (len(windows), context_length)
-    batch = Batch(torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.int64))
+    ids: Tokens = np.empty((len(windows), length), dtype=np.uint32)
     for row, window in enumerate(windows):
-        shards.copy_to(batch.tokens[row].numpy(), window * length)
-        shards.copy_to(batch.targets[row].numpy(), window * length + 1)
-    return batch
+        shards.copy_to(ids[row], window * length)
+    return _as_batch(ids)

@@ -4,7 +4,7 @@ Nothing here is stored or counted up: which row stands at a position of the endl
 from the position alone, by arithmetic, so that a run goes on from anywhere at no cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,8 +80,14 @@ def apportion(count: int, shares: Sequence[int]) -> list[int]:
     return counts
 
 
-def turn(position: int, shares: Sequence[int]) -> tuple[int, int]:
-    """Whose turn it is at `position` of a mixture: a corpus, and the place in its own stream."""
-    before, after = apportion(position, shares), apportion(position + 1, shares)
-    corpus = next(index for index, count in enumerate(after) if count > before[index])
-    return corpus, before[corpus]
+def turns(first: int, count: int, shares: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Whose turn it is from position `first` on: a corpus, and the place in its own stream."""
+    if len(shares) == 1:
+        yield from ((0, position) for position in range(first, first + count))
+        return
+    before = apportion(first, shares)
+    for position in range(first, first + count):
+        after = apportion(position + 1, shares)
+        corpus = next(index for index, n_rows in enumerate(after) if n_rows > before[index])
+        yield corpus, before[corpus]
+        before = after

@@ -34,15 +34,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.data.shards import Part, TokenShards
+from strata.data.shards import Part, Tokens, TokenShards
 from strata.storage import write_whole
 
-IGNORED = -100  # a target that is not to be predicted, as torch.nn.functional.cross_entropy has it
 PLAN_VERSION = 1
 SCANNED_TOKENS = 1 << 24  # ids looked at at once for separators
 
 Packing = Literal["stream", "best-fit"]
 Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,9 @@ class StreamRows:
         self._length = context_length + 1
         self.n_rows = part.n_tokens // self._length
 
-    def read(self, row: int, tokens: Integers, targets: Integers) -> None:
-        """Fill the tokens and the targets, (time,) each, of one row."""
-        start = self._start + row * self._length
-        self._shards.copy_to(tokens, start)
-        self._shards.copy_to(targets, start + 1)
+    def read(self, row: int, ids: Tokens, unknown: Flags) -> None:
+        """Fill in the ids, (context_length + 1,), of one row; all are to be predicted."""
+        self._shards.copy_to(ids, self._start + row * self._length)
 
 
 class BestFitRows:
@@ -136,22 +134,20 @@ class BestFitRows:
         self.n_cut = plan.n_cut
         self._plan = plan
 
-    def read(self, row: int, tokens: Integers, targets: Integers) -> None:
-        """Fill the tokens and the targets, (time,) each, of one row."""
-        ids: Integers = np.full(self._length, self._separator)
-        known = np.zeros(self._length, dtype=np.bool_)  # whether an id follows from those before it
+    def read(self, row: int, ids: Tokens, unknown: Flags) -> None:
+        """Fill in the ids, (context_length + 1,), of one row; mark those not to be predicted."""
         pieces = slice(*self._plan.first_pieces[row : row + 2].tolist())
+        starts, lengths = self._plan.starts[pieces].tolist(), self._plan.lengths[pieces].tolist()
         end = 0
-        for start, length in zip(
-            self._plan.starts[pieces].tolist(), self._plan.lengths[pieces].tolist(), strict=True
-        ):
-            begin, end = end, end + abs(length) + (length < 0)
-            self._shards.copy_to(ids[end - abs(length) : end], start)
-            known[begin:end] = True
+        for start, length in zip(starts, lengths, strict=True):
             if length < 0:
-                known[begin + 1] = False
-        tokens[:] = ids[:-1]
-        targets[:] = np.where(known[1:], ids[1:], IGNORED)
+                ids[end] = self._separator
+                end, length = end + 1, -length
+                unknown[end] = True
+            self._shards.copy_to(ids[end : end + length], start)
+            end += length
+        ids[end:] = self._separator
+        unknown[end:] = True
 
 
 class Plan(NamedTuple):

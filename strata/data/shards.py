@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +177,7 @@ class TokenShards:
         self.copy_to(window, start)
         return window
 
-    def copy_to(self, target: NDArray[Any], start: int) -> None:
+    def copy_to(self, target: Tokens, start: int) -> None:
         """Fill `target`, (length,), with the ids from `start` on, all of which must be there."""
         filled, length = 0, len(target)
         index = bisect_right(self._starts, start) - 1
