@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strata.cli import main
 from strata.config import Config, DataConfig
 from strata.data import Corpus, Loader, TokenShards, absolute_spec, measure_packing, prepare
 from strata.data.loader import spread_windows
@@ -287,6 +288,20 @@ def test_a_run_of_a_mixture_recalls_and_sends_its_shards(
     sent = shard_files(tmp_path / "run", cache_dir())
     for shards in (prepared.train, prepared.validation):
         assert str((shards.folder / "manifest.json").relative_to(cache_dir())) in sent
+
+
+def test_the_command_line_prepares_a_mixture_and_says_what_is_in_it(
+    corpora: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = data_config(corpora)
+    options = ["--tokenizer-vocab-size", "340", "--validation-fraction", "0.2"]
+    assert main(["data", "prepare", "--corpus", data.corpus, *options]) == 0
+    printed = capsys.readouterr().out
+    shards = prepare(data, 340, progress=False).train
+    for path, part in zip(corpora, shards.parts, strict=True):
+        counts = f"{part.n_documents:,} documents, {part.n_tokens:,} tokens"
+        assert f"{counts} of files:{path}" in printed
+    assert f"train      {shards.n_documents:,} documents" in printed
 
 
 def test_relative_paths_of_a_mixture_become_absolute(
