@@ -100,7 +100,8 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
-    # "installed", "files:GLOB[,GLOB]" or "hub:OWNER/NAME[@REVISION]"; see strata/data/corpus.py.
+    # "installed", "files:GLOB[,GLOB]" or "hub:OWNER/NAME[@REVISION]", or several, each after its
+    # weight, as in "0.7 installed + 0.3 files:GLOB"; see strata/data/corpus.py.
     corpus: str = "installed"
     # Column that holds the text, in JSON lines and Parquet.
     text_column: str = "text"
@@ -112,6 +113,11 @@ class DataConfig:
     pattern: Literal["strata", "gpt2", "cl100k"] = "strata"
     # Tokens in one shard file (4 bytes each).
     shard_tokens: int = number(1 << 25, low=1 << 10)
+    # How training rows are made: "stream" cuts the text wherever a row is full, "best-fit" only
+    # documents longer than a row (Ding et al., 2024); see strata/data/packing.py.
+    packing: Literal["stream", "best-fit"] = "stream"
+    # Whether a token sees its own document alone; nanochat measured no gain, so off.
+    document_masks: bool = False
 
     def __post_init__(self) -> None:
         check_section(self, "data")

@@ -4,7 +4,8 @@
     cache_dir()/tokenizers/<corpus>-<pattern>-<size>.json     trained tokenizers, and truncations
                                                               of them, with their size after it
     cache_dir()/vocabularies/                                 vocabularies as others published them
-    cache_dir()/shards/<corpus>-<tokenizer>-<split>/          token shards and their manifest
+    cache_dir()/shards/<corpus>-<tokenizer>-<split>/          token shards and their manifest, and
+                                                              plans of packed rows (best-fit-…)
     cache_dir()/kernels/<hash>/                               the tokenizer's machine code, where
                                                               it cannot lie beside its source
 

@@ -1,5 +1,10 @@
 """The loader: every window once an epoch, the same global batch for any world, exact state."""
 
+import gc
+import threading
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +45,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
     )
 
 
-def loader(shards: TokenShards, **changes: int) -> Loader:
+def loader(shards: TokenShards, **changes: Any) -> Loader:
     options = {"batch_size": 4, "context_length": CONTEXT, "seed": 7} | changes
     return Loader(shards, **options)
 
@@ -165,6 +170,15 @@ def test_a_permutation_holds_every_number_once(size: int) -> None:
         order[size]
 
 
+@pytest.mark.parametrize(("size", "start", "stop"), [(1, 0, 1), (5, 1, 5), (1000, 0, 1000)])
+def test_a_stretch_of_a_permutation_is_its_numbers_one_by_one(
+    size: int, start: int, stop: int
+) -> None:
+    for seed in (0, 3, 2**64 - 1):
+        order = Permutation(size, seed, epoch=2)
+        assert order.stretch(start, stop).tolist() == [order[i] for i in range(start, stop)]
+
+
 def test_a_permutation_looks_like_chance() -> None:
     # Over many seeds each number should stand at each place equally often: with 4,000 seeds and 12
     # places a chi-squared statistic of 11 degrees of freedom a place, 121 in all.
@@ -182,3 +196,120 @@ def test_a_permutation_looks_like_chance() -> None:
     values = np.array([order[place] for place in range(5000)])
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.05
     assert abs(np.corrcoef(values, np.arange(5000))[0, 1]) < 0.05
+
+
+class Threads:
+    """Those that read ahead and were not there before, as other tests' may have been."""
+
+    def __init__(self) -> None:
+        self.before = set(threading.enumerate())
+
+    def new(self) -> list[threading.Thread]:
+        threads = set(threading.enumerate()) - self.before
+        return [thread for thread in threads if thread.name.startswith("prefetch")]
+
+    def wait_for_none(self) -> None:
+        deadline = time.monotonic() + 10
+        while self.new() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not self.new()
+
+
+def test_batches_made_ahead_are_those_made_when_asked_for(shards: TokenShards) -> None:
+    ahead, plain = loader(shards), loader(shards, prefetch=0)
+    for examples in (None, None, 4, 7, 7, 7, None, 1, 60, None):
+        batch, expected = ahead.next(examples), plain.next(examples)
+        assert len(batch.tokens) == (examples or 4)
+        assert torch.equal(batch.tokens, expected.tokens)
+        assert torch.equal(batch.targets, expected.targets)
+        assert ahead.state_dict() == plain.state_dict()  # nothing that lies ready counts
+    assert ahead.position == 4 + 4 + 4 + 7 + 7 + 7 + 4 + 1 + 60 + 4
+
+
+def test_other_numbers_of_examples_are_shared_out_among_ranks(shards: TokenShards) -> None:
+    alone = loader(shards, batch_size=2)
+    pair = [loader(shards, batch_size=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for examples in (2, 6, 6, 4):
+        whole = alone.next(examples)
+        parts = [rank.next(examples // 2) for rank in pair]
+        assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
+    with pytest.raises(ValueError, match="examples = 0: expected at least 1"):
+        alone.next(0)
+
+
+def test_a_position_can_be_set_while_batches_lie_ready(shards: TokenShards) -> None:
+    stream = loader(shards)
+    stream.next()
+    later = stream.next()
+    stream.next()
+    stream.position = 4
+    assert torch.equal(stream.next().tokens, later.tokens)
+
+
+def test_the_thread_begins_with_the_first_batch_and_ends_with_the_loader(
+    shards: TokenShards,
+) -> None:
+    threads = Threads()
+    stream = loader(shards)
+    assert not threads.new()
+    stream.next()
+    assert len(threads.new()) == 1
+    stream.close()
+    assert not threads.new()
+    following = stream.next()  # closed is not the end: it goes on where it stood
+    assert torch.equal(following.tokens, first_and_second(shards)[1])
+    assert len(threads.new()) == 1
+    del stream
+    gc.collect()
+    threads.wait_for_none()
+    loader(shards, prefetch=0).next()
+    assert not threads.new()
+
+
+def first_and_second(shards: TokenShards) -> list[torch.Tensor]:
+    stream = loader(shards, prefetch=0)
+    return [stream.next().tokens for _ in range(2)]
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_by_next(
+    shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = loader(shards)
+    first, second = first_and_second(shards)
+    monkeypatch.setattr(TokenShards, "copy_to", None)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="not callable"):
+            stream.next()
+    assert stream.position == 0
+    monkeypatch.undo()
+    assert torch.equal(stream.next().tokens, first)
+    assert torch.equal(stream.next().tokens, second)
+
+
+def test_batches_for_a_gpu_are_pinned_by_a_thread_that_uses_that_gpu(
+    shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[tuple[str, torch.device]] = []
+    pinned: list[bool] = []
+    empty = torch.empty
+
+    def watched_empty(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if shape == ((13, CONTEXT),):  # not what other tests' threads may be reading still
+            pinned.append(pin_memory)
+        return empty(*shape, **options)
+
+    def watched_device(device: torch.device) -> None:
+        chosen.append((threading.current_thread().name, device))
+
+    monkeypatch.setattr(torch, "empty", watched_empty)
+    monkeypatch.setattr(torch.cuda, "set_device", watched_device)
+    gpu = torch.device("cuda", 1)
+    stream = loader(shards, batch_size=13, device=gpu)
+    batch = stream.next()
+    stream.close()
+    assert [(name.startswith("prefetch"), device) for name, device in chosen] == [(True, gpu)]
+    assert set(pinned) == {True}
+    pinned.clear()
+    unpinned = loader(shards, batch_size=13, device=torch.device("cpu"), prefetch=0).next()
+    assert pinned == [False, False]
+    assert torch.equal(batch.tokens, unpinned.tokens)

@@ -142,4 +142,7 @@ def data_prepare(data: Data, vocab_size: int = 0) -> None:
     prepared = prepare(data, vocab_size or data.tokenizer_vocab_size)
     for split, shards in (("train", prepared.train), ("validation", prepared.validation)):
         print(f"{split:<10} {shards.n_documents:,} documents, {shards.n_tokens:,} tokens")
+        for part in shards.parts if len(shards.parts) > 1 else ():
+            counts = f"{part.n_documents:,} documents, {part.n_tokens:,} tokens"
+            print(f"{'':<10} {counts} of {part.corpus}")
     print(f"{'cache':<10} {cache_dir()}")

@@ -3,6 +3,7 @@
     "installed"                        the packages on this machine (installed.py)
     "files:GLOB[,GLOB…]"               text, JSON lines, Parquet; local or any fsspec URL (files.py)
     "hub:OWNER/NAME[@REVISION][:GLOB]" Parquet on the Hugging Face hub, streamed (hub.py)
+    "0.7 installed + 0.3 files:…"      a mixture of those, each after its weight (mixture.py)
 
 **Split.** A document belongs to the validation split when the first 64 bits of the SHA-256 of its
 text, read as a number, lie under a threshold. So a document keeps its split when others come or
@@ -17,11 +18,12 @@ from the commit and the names of its files, and its text is checked as it stream
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 from strata.data import files, hub, installed
+from strata.data.mixture import interleave, parse_mixture, whole_shares
 from strata.data.progress import building
 from strata.storage import cache_dir, write_whole
 
@@ -57,7 +59,9 @@ class Corpus:
     Attributes:
         spec: what the corpus was opened with; of a hub corpus, with its commit filled in.
         identity: SHA-256 (hex), equal for equal documents in equal order and split.
+        threshold: hashes of documents held out lie under it.
         skipped: files of the corpus "installed" that were left out, counted by reason.
+        parts: of a mixture, its corpora and their shares in whole numbers; else empty.
     """
 
     def __init__(
@@ -65,15 +69,19 @@ class Corpus:
         spec: str,
         identity: str,
         read: Callable[[Split], Iterator[str]],
+        threshold: int,
         totals: Totals | None = None,
         *,
         skipped: dict[str, int] | None = None,
         estimate: dict[str, int] | None = None,
+        parts: "Sequence[tuple[int, Corpus]]" = (),
     ) -> None:
         """Join what was found out about a corpus; to open one, call `Corpus.open`."""
         self.spec = spec
         self.identity = identity
+        self.threshold = threshold
         self.skipped = skipped or {}
+        self.parts = parts
         self._read = read
         self._totals = totals
         self._estimate = estimate or {}
@@ -90,7 +98,8 @@ class Corpus:
         """Open the corpus that `spec` names; the first time, read and check all of it.
 
         Args:
-            spec: `"installed"`, `"files:GLOB[,GLOB…]"` or `"hub:OWNER/NAME[@REVISION][:GLOB]"`.
+            spec: `"installed"`, `"files:GLOB[,GLOB…]"` or `"hub:OWNER/NAME[@REVISION][:GLOB]"`;
+                or a mixture of them.
             text_column: the column of Parquet files, or key of JSON lines, that holds the text.
             validation_fraction: share of the documents held out, 0 to 0.5; of a corpus that is
                 read whole (any but the hub's) at least one document always is.
@@ -98,9 +107,9 @@ class Corpus:
 
         Raises:
             FileNotFoundError: a file, a glob or a hub repository has nothing there.
-            ValueError: the spec is none of the three; a record is malformed, has no such column or
-                is not UTF-8 (the message names file and record); there are fewer than two
-                different documents.
+            ValueError: the spec is none of the three, or a corpus of a mixture has no weight; a
+                record is malformed, has no such column or is not UTF-8 (the message names file and
+                record); there are fewer than two different documents.
             ConnectionError: the hub cannot be reached.
         """
         if not 0.0 <= validation_fraction <= 0.5:
@@ -108,20 +117,15 @@ class Corpus:
                 f"validation_fraction = {validation_fraction}: expected a number from 0 to 0.5"
             )
         threshold = int(validation_fraction * HASH_RANGE)
-        kind, _, place = spec.partition(":")
-        if spec == "installed":
-            return _open_installed(threshold, progress)
-        if kind == "files" and place:
-            return _open_files(spec, text_column, threshold, progress)
-        if kind == "hub" and place:
-            return _open_hub(spec, text_column, threshold)
-        raise ValueError(
-            f'no corpus is called "{spec}": expected "installed", "files:GLOB[,GLOB…]" or '
-            '"hub:OWNER/NAME[@REVISION][:GLOB]"'
-        )
+        if mixture := parse_mixture(spec):
+            return _open_mixture(mixture, text_column, threshold, progress)
+        return _open_one(spec, text_column, threshold, progress)
 
     def documents(self, split: Split) -> Iterator[str]:
         """The texts of one split, in the order of the corpus, read as they are asked for.
+
+        Those of a mixture come in turn, so that its corpora keep to their shares as long as each
+        has documents left.
 
         Raises:
             ValueError: `split` is neither "train" nor "validation"; while a hub corpus streams
@@ -137,6 +141,13 @@ class Corpus:
         """
         if split is not None:
             _check_split(split)
+        if self.parts:
+            rows = [row for _, corpus in self.parts for row in corpus.summary(split)]
+        else:
+            rows = self._count_sources(split)
+        return sorted(rows, key=lambda row: (-row.bytes, row.source))
+
+    def _count_sources(self, split: Split | None) -> list[SourceSummary]:
         if self._totals is None:
             self._totals = _empty_totals()
             for name in self._totals:
@@ -148,11 +159,12 @@ class Corpus:
                 count = together.setdefault(source, [0, 0])
                 count[0] += n_documents
                 count[1] += n_bytes
-        rows = [SourceSummary(source, *count) for source, count in together.items()]
-        return sorted(rows, key=lambda row: (-row.bytes, row.source))
+        return [SourceSummary(source, *count) for source, count in together.items()]
 
     def expected_bytes(self, split: Split) -> int:
         """UTF-8 bytes of a split's text: counted, or of a hub corpus not yet counted, estimated."""
+        if self.parts:
+            return sum(corpus.expected_bytes(split) for _, corpus in self.parts)
         if self._totals is None:
             return self._estimate[split]
         return sum(row.bytes for row in self.summary(split))
@@ -163,6 +175,8 @@ def absolute_spec(spec: str) -> str:
 
     So that it means the same in another process, which may have another working folder.
     """
+    if mixture := parse_mixture(spec):
+        return " + ".join(f"{weight} {absolute_spec(corpus)}" for weight, corpus in mixture)
     kind, _, globs = spec.partition(":")
     if kind != "files":
         return spec
@@ -176,7 +190,51 @@ def absolute_spec(spec: str) -> str:
     )
 
 
-# The three kinds of corpus. Each `_open_…` finds the identity and says how to read a split.
+# The three kinds of corpus, and mixtures of them. Each `_open_…` finds the identity and says how to
+# read a split.
+
+
+def _open_one(spec: str, text_column: str, threshold: int, progress: bool) -> Corpus:
+    kind, _, place = spec.partition(":")
+    if spec == "installed":
+        return _open_installed(threshold, progress)
+    if kind == "files" and place:
+        return _open_files(spec, text_column, threshold, progress)
+    if kind == "hub" and place:
+        return _open_hub(spec, text_column, threshold)
+    raise ValueError(
+        f'no corpus is called "{spec}": expected "installed", "files:GLOB[,GLOB…]", '
+        '"hub:OWNER/NAME[@REVISION][:GLOB]", or a mixture as in "0.7 installed + 0.3 files:GLOB"'
+    )
+
+
+def _open_mixture(
+    mixture: list[tuple[str, str]], text_column: str, threshold: int, progress: bool
+) -> Corpus:
+    corpora = [_open_one(spec, text_column, threshold, progress) for _, spec in mixture]
+    # A small corpus may have raised it, to hold out one document. All have to split alike, or one
+    # could hold out a text that another gives to train on.
+    highest = max(corpus.threshold for corpus in corpora)
+    corpora = [
+        corpus
+        if corpus.threshold == highest
+        else _open_one(corpus.spec, text_column, highest, progress)
+        for corpus in corpora
+    ]
+    weights = [weight for weight, _ in mixture]
+    parts = list(zip(whole_shares(weights), corpora, strict=True))
+
+    def read(split: Split) -> Iterator[str]:
+        return interleave([(share, corpus.documents(split)) for share, corpus in parts])
+
+    return Corpus(
+        " + ".join(f"{weight} {part.spec}" for weight, part in zip(weights, corpora, strict=True)),
+        _hash_lines(["mixture", *(f"{share} {corpus.identity}" for share, corpus in parts)]),
+        read,
+        highest,
+        skipped={reason: count for part in corpora for reason, count in part.skipped.items()},
+        parts=parts,
+    )
 
 
 def _open_installed(threshold: int, progress: bool) -> Corpus:
@@ -204,9 +262,8 @@ def _open_installed(threshold: int, progress: bool) -> Corpus:
                 yield installed.read_entry(entry)
 
     digests = (entry.digest for entry in index.entries)
-    return Corpus(
-        "installed", _hash_lines([*digests, threshold]), read, totals, skipped=index.skipped
-    )
+    identity = _hash_lines([*digests, threshold])
+    return Corpus("installed", identity, read, threshold, totals, skipped=index.skipped)
 
 
 def _open_files(spec: str, text_column: str, threshold: int, progress: bool) -> Corpus:
@@ -225,7 +282,7 @@ def _open_files(spec: str, text_column: str, threshold: int, progress: bool) -> 
                 if _split_of(_digest(text), threshold) == split:
                     yield text
 
-    return Corpus(spec, record["identity"], read, record["totals"])
+    return Corpus(spec, record["identity"], read, threshold, record["totals"])
 
 
 def _examine_files(
@@ -283,9 +340,8 @@ def _open_hub(spec: str, text_column: str, threshold: int) -> Corpus:
     pinned = f"hub:{place.repository}@{commit}" + (f":{place.glob}" if place.glob else "")
     identity = _hash_lines(["hub", place.repository, commit, text_column, *found, threshold])
     held_out = threshold * text_bytes // HASH_RANGE
-    return Corpus(
-        pinned, identity, read, estimate={"train": text_bytes - held_out, "validation": held_out}
-    )
+    estimate = {"train": text_bytes - held_out, "validation": held_out}
+    return Corpus(pinned, identity, read, threshold, estimate=estimate)
 
 
 # Hashes, counts and the progress bar that the three share.

@@ -17,7 +17,7 @@ from strata.config import DataConfig
 from strata.data.corpus import Corpus, Split
 from strata.data.files import find_files, read_documents
 from strata.data.progress import building
-from strata.data.shards import TokenShards, build_shards
+from strata.data.shards import MixedDocuments, TokenShards, build_shards
 from strata.storage import cache_dir
 from strata.tokenizer import SPECIAL_TOKENS, Tokenizer
 from strata.tokenizer.counting import Progress
@@ -153,11 +153,16 @@ def prepare_shards(
     """The tokens of one split of the corpus, in shards of `shard_tokens`.
 
     Raises:
-        ValueError: the split is empty.
+        ValueError: the split is empty, or that of a corpus of a mixture is.
     """
+    documents: Iterable[str] | MixedDocuments = corpus.documents(split)
+    if corpus.parts:
+        documents = MixedDocuments(
+            [(part.spec, share, part.documents(split)) for share, part in corpus.parts]
+        )
     name = f"{corpus.identity[:16]}-{tokenizer.identity[:16]}-{split}"
     return build_shards(
-        corpus.documents(split),
+        documents,
         tokenizer,
         cache_dir() / "shards" / name,
         corpus_identity=corpus.identity,

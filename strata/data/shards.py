@@ -8,6 +8,9 @@ one shard into the next; `TokenShards.window` hides where files end. `build_shar
 tokenises and writes at the same time: the encoder frees Python's lock, so while it works on one
 batch of documents with all its threads, the next batch is read and the last one is written.
 
+The documents of a mixture lie corpus after corpus, and the manifest says where each begins and what
+share of the training it is to have (`TokenShards.parts`).
+
 A folder is there whole or not at all. It is built under a temporary name, flushed to the disk and
 renamed; of two processes that build the same one, the first to finish wins and the other takes what
 it finds.
@@ -18,8 +21,11 @@ import json
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -64,6 +70,26 @@ class Shard(NamedTuple):
     sha256: str
 
 
+class Part(NamedTuple):
+    """What one corpus of a mixture has of the sequence; all of it, where there is but one.
+
+    share: rows from it in every `sum(shares)` rows that a model is trained on.
+    """
+
+    corpus: str
+    share: int
+    start: int
+    n_tokens: int
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class MixedDocuments:
+    """The documents of a mixture: of each corpus its name, its share as in `Part`, its texts."""
+
+    corpora: Sequence[tuple[str, int, Iterable[str]]]
+
+
 class TokenShards:
     """A tokenised corpus split, memory-mapped.
 
@@ -73,7 +99,9 @@ class TokenShards:
         n_documents: documents, which is also the number of separators.
         n_bytes: UTF-8 bytes of the text that the ids stand for.
         corpus_identity, tokenizer_identity: what the ids were made from.
-        identity: SHA-256 (hex) over all ids in order, however they are cut into files.
+        identity: SHA-256 (hex) over all ids in order, however they are cut into files, and of a
+            mixture over the shares and sizes of its parts.
+        parts: the corpora of a mixture in their order; else one part that is all.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -105,12 +133,15 @@ class TokenShards:
         self.tokenizer_identity: str = manifest["tokenizer_identity"]
         self._shards = [Shard(**shard) for shard in manifest["shards"]]
         self.identity: str = manifest["identity"]
+        self.parts = [Part(**part) for part in manifest.get("parts", ())]
+        self.parts = self.parts or [Part("", 1, 0, self.n_tokens, self.n_documents)]
         for shard in self._shards:
             self._check_size(shard)
-        # First token of every shard, and the end of the last: (shards + 1,).
-        self._starts = np.cumsum([0, *(shard.tokens for shard in self._shards)])
+        self._starts = list(accumulate((shard.tokens for shard in self._shards), initial=0))
+        # Seen as plain arrays, of which NumPy takes slices in a fraction of the time.
         self._maps: list[Tokens] = [
-            np.memmap(self.folder / shard.name, dtype="<u4", mode="r") for shard in self._shards
+            np.memmap(self.folder / shard.name, dtype="<u4", mode="r").view(np.ndarray)
+            for shard in self._shards
         ]
 
     def _check_size(self, shard: Shard) -> None:
@@ -143,15 +174,19 @@ class TokenShards:
                 f"within its {self.n_tokens:,} tokens"
             )
         window: Tokens = np.empty(length, dtype=np.uint32)
-        filled = 0
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while filled < length:
-            offset = start + filled - int(self._starts[index])
-            part = self._maps[index][offset : offset + length - filled]
-            window[filled : filled + len(part)] = part
-            filled += len(part)
-            index += 1
+        self.copy_to(window, start)
         return window
+
+    def copy_to(self, target: Tokens, start: int) -> None:
+        """Fill `target`, (length,), with the ids from `start` on, all of which must be there."""
+        filled, length = 0, len(target)
+        index = bisect_right(self._starts, start) - 1
+        while filled < length:
+            offset = start + filled - self._starts[index]
+            piece = self._maps[index][offset : offset + length - filled]
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            index += 1
 
     def verify(self) -> None:
         """Read every shard and compare it with its hash.
@@ -170,7 +205,7 @@ class TokenShards:
 
 
 def build_shards(
-    documents: Iterable[str],
+    documents: Iterable[str] | MixedDocuments,
     tokenizer: Encoder,
     folder: str | Path,
     *,
@@ -195,8 +230,8 @@ def build_shards(
         progress: show a progress bar and a line.
 
     Raises:
-        ValueError: there are no documents, or `shard_tokens` is not positive; and what reading
-            `documents` raises. Nothing is left behind then.
+        ValueError: there are no documents, or a corpus of a mixture has none, or `shard_tokens` is
+            not positive; and what reading `documents` raises. Nothing is left behind then.
     """
     folder = Path(folder)
     if (folder / MANIFEST).exists():
@@ -209,13 +244,20 @@ def build_shards(
     unfinished.mkdir()
     try:
         writer = _ShardWriter(unfinished, shard_tokens)
+        if isinstance(documents, MixedDocuments):
+            corpora = documents.corpora
+        else:
+            corpora = [(name, 1, documents)]
         with building(f"tokenising {name}", total_bytes, progress=progress) as advance:
-            for texts, encoded in _encode_ahead(documents, tokenizer, threads):
-                n_bytes = sum(len(text.encode()) for text in texts)
-                writer.add(tokenizer.document_separator, encoded, n_bytes)
-                advance(n_bytes)
-            if not writer.n_documents:
-                raise ValueError(f"{name} has no documents to tokenise: expected at least one")
+            for corpus, share, of_corpus in corpora:
+                for texts, encoded in _encode_ahead(of_corpus, tokenizer, threads):
+                    n_bytes = sum(len(text.encode()) for text in texts)
+                    writer.add(tokenizer.document_separator, encoded, n_bytes)
+                    advance(n_bytes)
+                if not writer.end_part(corpus, share).n_documents:
+                    raise ValueError(
+                        f"{corpus} has no documents to tokenise: expected at least one"
+                    )
             writer.finish(corpus_identity, tokenizer.identity)
         _rename_whole(unfinished, folder)
     finally:
@@ -231,14 +273,16 @@ class _ShardWriter:
         self.shard_tokens = shard_tokens
         self.shards: list[Shard] = []
         self.sequence_hash = hashlib.sha256()
+        self.parts: list[Part] = []
         self.pending: list[Tokens] = []
-        self.n_pending = self.n_documents = self.n_bytes = 0
+        self.n_pending = self.n_tokens = self.n_documents = self.n_bytes = 0
 
     def add(self, separator: int, encoded: Sequence[Tokens], n_bytes: int) -> None:
         mark: Tokens = np.array([separator], dtype=np.uint32)
         for tokens in encoded:
             self.pending += [mark, tokens]
             self.n_pending += 1 + len(tokens)
+            self.n_tokens += 1 + len(tokens)
         self.n_documents += len(encoded)
         self.n_bytes += n_bytes
         if self.n_pending >= self.shard_tokens:
@@ -259,18 +303,31 @@ class _ShardWriter:
         self.sequence_hash.update(content)
         self.shards.append(Shard(name, len(tokens), hashlib.sha256(content).hexdigest()))
 
+    def end_part(self, corpus: str, share: int) -> Part:
+        """What was added since the part before belongs to one corpus."""
+        start = sum(part.n_tokens for part in self.parts)
+        n_documents = self.n_documents - sum(part.n_documents for part in self.parts)
+        self.parts.append(Part(corpus, share, start, self.n_tokens - start, n_documents))
+        return self.parts[-1]
+
     def finish(self, corpus_identity: str, tokenizer_identity: str) -> None:
         if self.n_pending:
             self._write(np.concatenate(self.pending))
+        mixture = {}
+        if len(self.parts) > 1:
+            mixture["parts"] = [part._asdict() for part in self.parts]
+            shares = [(part.share, part.n_tokens) for part in self.parts]
+            self.sequence_hash.update(repr(shares).encode())
         manifest = {
             "format": SHARDS_FORMAT,
             "identity": self.sequence_hash.hexdigest(),
             "corpus_identity": corpus_identity,
             "tokenizer_identity": tokenizer_identity,
-            "n_tokens": sum(shard.tokens for shard in self.shards),
+            "n_tokens": self.n_tokens,
             "n_documents": self.n_documents,
             "n_bytes": self.n_bytes,
             "shards": [shard._asdict() for shard in self.shards],
+            **mixture,
         }
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)

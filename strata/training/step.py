@@ -27,8 +27,9 @@ def train_step(
 ) -> Tensor:
     """One update from its micro-batches, each (tokens, targets) of shape (batch, time).
 
-    The gradient is the mean over the micro-batches, which must be of one size; how many there are
-    changes the memory needed and nothing else. A third tensor in a micro-batch says which document
+    The gradient is the mean over the micro-batches, which must be of one size (and count alike,
+    if a few targets of some are left out); how many there are changes the memory needed and
+    nothing else. A third tensor in a micro-batch says which document
     of its row a token belongs to; tokens then read from their own document alone.
 
     Args:

@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 
 from strata.config import Config
-from strata.data import Loader, LoaderState, Prepared, prepare
+from strata.data import IGNORED, Loader, LoaderState, Prepared, document_numbers, prepare
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
 from strata.model.float8 import use_float8
 from strata.storage import write_whole
@@ -158,6 +158,7 @@ class Trainer:
             while self.step < self.config.training.max_steps and not self.stopped:
                 with self._log() as log:
                     yield from self._train(log, interrupt)
+        self.loader.close()
         self._finish()
 
     def stop(self, reason: str) -> None:
@@ -192,6 +193,10 @@ class Trainer:
             seed=config.training.seed,
             rank=self.processes.rank,
             world_size=self.processes.size,
+            packing=config.data.packing,
+            # on a CPU a batch is read sooner than another thread is woken
+            prefetch=2 if self.runtime.device.type == "cuda" else 0,
+            device=self.runtime.device,
         )
         if self.prepared.validation.n_tokens <= config.model.context_length:
             raise ValueError(
@@ -257,19 +262,19 @@ class Trainer:
         ratio = rate_ratio(self.step, training)
         self.optimizer.set_rate(ratio)
         loss = self.memory.update(batch)
-        targets = batch[1]
-        mine = float(self._byte_lengths[targets].sum())
-        loss, n_bytes = self.processes.total(loss / self.processes.size, mine)
+        targets = batch[1][batch[1] != IGNORED]
+        mine = float(targets.numel()), float(self._byte_lengths[targets].sum())
+        loss, predicted, n_bytes = self.processes.total(loss / self.processes.size, *mine)
         seconds = time.perf_counter() - started
-        tokens = targets.numel() * self.processes.size
-        model = dataclasses.replace(self.config.model, context_length=targets.shape[1])
+        tokens = batch[0].numel() * self.processes.size
+        model = dataclasses.replace(self.config.model, context_length=batch[0].shape[1])
         flops = tokens * flops_per_token(model)
         self.tokens += tokens
         self.flops += flops
         metrics: dict[str, Any] = {
             "step": self.step,
             "loss": loss,
-            "bits_per_byte": bits_per_byte(loss * tokens, int(n_bytes)),
+            "bits_per_byte": bits_per_byte(loss * predicted, int(n_bytes)),
             "learning_rate": ratio * self.config.optimizer.learning_rate,
             "gradient_norm": self.optimizer.gradient_norm,
             "tokens": self.tokens,
@@ -290,11 +295,15 @@ class Trainer:
         return StepResult(self.step, loss, metrics)
 
     def _next_batch(self) -> MicroBatch:
-        """The tokens and targets of this step, on this process."""
+        """The tokens and targets of this step on this process, and their documents if asked."""
         training, context = self.config.training, self.config.model.context_length
         batch = self.loader.next(batch_size_at(self.step, training) // self.processes.size)
+        tensors: MicroBatch = batch
+        if self.config.data.document_masks:
+            separator = self.tokenizer.document_separator
+            tensors = (*batch, document_numbers(batch.tokens, separator))
         length = context_length_at(self.step, training, context)
-        return tuple(cut_sequences(tensor, length) for tensor in batch)
+        return tuple(cut_sequences(tensor, length) for tensor in tensors)
 
     def _go_back(self, wrong: str) -> None:
         """Return to the last good state, and leave out the data read since.
