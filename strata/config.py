@@ -25,7 +25,14 @@ from typing import Any, Literal, Self
 
 import tomli_w
 
-from strata.fields import check_section, nearest, number, positive
+from strata.fields import (
+    OPTIMIZER_RULES,
+    check_optimizer_name,
+    check_section,
+    nearest,
+    number,
+    positive,
+)
 from strata.presets import PRESETS
 from strata.storage import write_whole
 
@@ -118,8 +125,9 @@ class DataConfig:
 class OptimizerConfig:
     """How gradients become updates. Parameters are grouped by role; see training/optimizer.py."""
 
-    # "muon" for the matrices of the blocks and AdamW for the rest, or "adamw" for all.
-    name: Literal["muon", "adamw"] = "muon"
+    # "muon" for the matrices of the blocks and AdamW for the rest; or, for all, "adamw", "lion",
+    # "sgd", "adafactor" (training/rules.py) or a class of torch.optim by its name ("NAdam").
+    name: str = "muon"
     # Peak rate of the matrices (Muon's is the spectral size of an update; Jordan et al., 2024).
     learning_rate: float = positive(0.02)
     # Peak rate of the embeddings; 0 = learning_rate.
@@ -130,19 +138,50 @@ class OptimizerConfig:
     scalar_learning_rate: float = number(0.01, low=0)
     # Decoupled weight decay (Loshchilov and Hutter, 2019), of matrices alone under "muon".
     weight_decay: float = number(0.0, low=0)
-    # AdamW's decay of the mean gradient (GPT-3, appendix B).
+    # Share of `weight_decay` at a step: "constant"; "rate", that of the learning rate's peak
+    # (Defazio, 2025, "AdamC"); or "linear", from one to zero over the run.
+    decay_schedule: Literal["constant", "rate", "linear"] = "constant"
+    # Decay only the weights whose sign is that of their update (Chen et al., 2025).
+    cautious_decay: bool = False
+    # AdamW's decay of the mean gradient (GPT-3, appendix B); Lion's first beta.
     beta1: float = number(0.9, low=0, high=0.9999)
-    # AdamW's decay of the mean squared gradient (GPT-3, appendix B).
+    # AdamW's decay of the mean squared gradient (GPT-3, appendix B); NorMuon's; Lion's second beta.
     beta2: float = number(0.95, low=0, high=0.9999)
     # Added to AdamW's denominator (GPT-3, appendix B).
     epsilon: float = positive(1e-8)
-    # Muon's momentum (Jordan et al., 2024).
+    # Muon's momentum (Jordan et al., 2024), and SGD's.
     momentum: float = number(0.95, low=0, high=0.9999)
+    # Momentum before the first of training.momentum_warmup_steps; 0 = no warm-up. 0.85 in Jordan's
+    # speed runs (modded-nanogpt, 2024).
+    momentum_start: float = number(0.0, low=0, high=0.9999)
     # Newton-Schulz iterations of an update of Muon (Jordan et al., 2024).
     newton_schulz_steps: int = number(5, low=1, high=20)
+    # Even out the rows of Muon's updates by their mean square so far (Li et al., 2025, "NorMuon").
+    normalise_rows: bool = False
+    # Width at which the rates were found; AdamW's and Lion's for matrices, embeddings and head are
+    # scaled from it to the model's. 0 = rates as given.
+    reference_width: int = number(0, low=0)
+    # Power of reference_width / width in that scale: 1 in Yang et al. (2022), 0.5 in nanochat.
+    width_exponent: float = number(0.5, low=0, high=1)
 
     def __post_init__(self) -> None:
         check_section(self, "optimizer")
+        check_optimizer_name(self.name)
+        for name, rules in (
+            ("normalise_rows", ("muon",)),
+            ("cautious_decay", OPTIMIZER_RULES),
+            ("reference_width", ("muon", "adamw", "lion")),
+        ):
+            if getattr(self, name) and self.name not in rules:
+                raise ValueError(
+                    f"optimizer.{name} has no effect under optimizer.name = {self.name!r}: "
+                    f"expected one of {', '.join(rules)}"
+                )
+
+    @property
+    def from_pytorch(self) -> bool:
+        """Whether `name` is a class of torch.optim, not a rule of ours."""
+        return self.name not in OPTIMIZER_RULES
 
 
 @dataclass(frozen=True)
@@ -155,12 +194,15 @@ class TrainingConfig:
     batch_size: int = number(8, low=1)
     # Sequences in one forward pass of one process; 0 = all of its share.
     micro_batch_size: int = number(0, low=0)
-    # "wsd": warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine"; or "constant".
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    # "wsd", a trapezoid: warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine";
+    # "linear" decay from the warm-up to the last step; or "constant".
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     # Updates in which the rate rises linearly from zero.
     warmup_steps: int = number(10, low=0)
     # Share of the run in which the rate falls: the last of it ("wsd"), the first ("cosine").
     decay_fraction: float = number(0.5, low=0, high=1)
+    # Updates in which momentum rises linearly from optimizer.momentum_start; 0 = none.
+    momentum_warmup_steps: int = number(0, low=0)
     # Rate at the end over the peak rate.
     final_rate_ratio: float = number(0.0, low=0, high=1)
     # Largest global norm of the gradient; 0 = no clipping. 1.0 in GPT-3, appendix B.
@@ -241,6 +283,12 @@ class Config:
             raise ValueError(
                 f"model.vocab_size = {self.model.vocab_size}: expected at most "
                 f"data.tokenizer_vocab_size = {self.data.tokenizer_vocab_size}"
+            )
+        start, steps = self.optimizer.momentum_start, self.training.momentum_warmup_steps
+        if bool(start) != bool(steps):
+            raise ValueError(
+                f"optimizer.momentum_start = {start} and training.momentum_warmup_steps = {steps}: "
+                "expected both or neither, since one does nothing without the other"
             )
 
     @staticmethod
