@@ -125,8 +125,7 @@ class DataConfig:
 class OptimizerConfig:
     """How gradients become updates. Parameters are grouped by role; see training/optimizer.py."""
 
-    # "muon" for the matrices of the blocks and AdamW for the rest; or, for all, "adamw", "lion",
-    # "sgd", "adafactor" (training/rules.py) or a class of torch.optim by its name ("NAdam").
+    # "muon", "adamw", "lion", "sgd", "adafactor" (training/groups.py) or a class of torch.optim.
     name: str = "muon"
     # Peak rate of the matrices (Muon's is the spectral size of an update; Jordan et al., 2024).
     learning_rate: float = positive(0.02)
@@ -138,8 +137,7 @@ class OptimizerConfig:
     scalar_learning_rate: float = number(0.01, low=0)
     # Decoupled weight decay (Loshchilov and Hutter, 2019), of matrices alone under "muon".
     weight_decay: float = number(0.0, low=0)
-    # Share of `weight_decay` at a step: "constant"; "rate", that of the learning rate's peak
-    # (Defazio, 2025, "AdamC"); or "linear", from one to zero over the run.
+    # Weight decay over its peak: "constant", the "rate"'s ratio (Defazio, 2025) or "linear" to 0.
     decay_schedule: Literal["constant", "rate", "linear"] = "constant"
     # Decay only the weights whose sign is that of their update (Chen et al., 2025).
     cautious_decay: bool = False
@@ -151,15 +149,13 @@ class OptimizerConfig:
     epsilon: float = positive(1e-8)
     # Muon's momentum (Jordan et al., 2024), and SGD's.
     momentum: float = number(0.95, low=0, high=0.9999)
-    # Momentum before the first of training.momentum_warmup_steps; 0 = no warm-up. 0.85 in Jordan's
-    # speed runs (modded-nanogpt, 2024).
+    # Momentum where its warm-up begins; 0 = no warm-up. 0.85 in modded-nanogpt (Jordan, 2024).
     momentum_start: float = number(0.0, low=0, high=0.9999)
     # Newton-Schulz iterations of an update of Muon (Jordan et al., 2024).
     newton_schulz_steps: int = number(5, low=1, high=20)
     # Even out the rows of Muon's updates by their mean square so far (Li et al., 2025, "NorMuon").
     normalise_rows: bool = False
-    # Width at which the rates were found; AdamW's and Lion's for matrices, embeddings and head are
-    # scaled from it to the model's. 0 = rates as given.
+    # Width at which AdamW's or Lion's rates were found, to be scaled from; 0 = rates as given.
     reference_width: int = number(0, low=0)
     # Power of reference_width / width in that scale: 1 in Yang et al. (2022), 0.5 in nanochat.
     width_exponent: float = number(0.5, low=0, high=1)
@@ -168,7 +164,6 @@ class OptimizerConfig:
         check_section(self, "optimizer")
         check_optimizer_name(self.name)
         for name, rules in (
-            ("normalise_rows", ("muon",)),
             ("cautious_decay", OPTIMIZER_RULES),
             ("reference_width", ("muon", "adamw", "lion")),
         ):
@@ -194,8 +189,7 @@ class TrainingConfig:
     batch_size: int = number(8, low=1)
     # Sequences in one forward pass of one process; 0 = all of its share.
     micro_batch_size: int = number(0, low=0)
-    # "wsd", a trapezoid: warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine";
-    # "linear" decay from the warm-up to the last step; or "constant".
+    # Warm-up, then: "wsd", a trapezoid (Hu et al., 2024); GPT-3's "cosine"; "linear"; "constant".
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     # Updates in which the rate rises linearly from zero.
     warmup_steps: int = number(10, low=0)

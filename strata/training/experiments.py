@@ -8,6 +8,7 @@ The figures follow whatever style is set where they are drawn.
 """
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -123,7 +124,10 @@ def plot_range_test(result: RangeTest) -> Figure:
 
 
 def plot_schedules(configs: Mapping[str, Config]) -> Figure:
-    """Rate, momentum and weight decay of several configurations' matrices, side by side."""
+    """Rate, momentum and weight decay of several configurations' matrices, side by side.
+
+    A rule that has betas in place of a momentum has no line there.
+    """
     fig, axes = plt.subplots(1, 3, figsize=(6.3, 2.4), layout="constrained")
     for name, config in configs.items():
         optimizer = config.optimizer
@@ -131,7 +135,8 @@ def plot_schedules(configs: Mapping[str, Config]) -> Figure:
         settings = [schedule_at(step, config) for step in steps]
         rates = [optimizer.learning_rate * at.rate_ratio for at in settings]
         decays = [optimizer.weight_decay * at.decay_ratio for at in settings]
-        momenta = [at.momentum for at in settings]
+        has_momentum = optimizer.name not in ("adamw", "lion", "adafactor")
+        momenta = [at.momentum if has_momentum else math.nan for at in settings]
         for axis, values in zip(axes, (rates, momenta, decays), strict=True):
             axis.plot(steps, values, label=name)
     for axis, title in zip(axes, ("learning rate", "momentum", "weight decay"), strict=True):

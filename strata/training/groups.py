@@ -37,9 +37,9 @@ def group_parameters(model: Transformer, config: OptimizerConfig) -> list[dict[s
     numbers changes its product with an activation by rate * width if the two are aligned, which
     asks for the exponent 1 of Yang et al. (2022, "Tensor Programs V", table 3), and by
     rate * sqrt(width) if they are not (Everett et al., 2024), which asks for nanochat's 0.5. So it
-    is for matrices, the head, and embeddings: a tied one is the head as well, and any other is
-    normalised before it is read in the Strata recipe, so that its rate matters little. Scalars act
-    on each number of the stream by itself, and Muon's updates have a size as a map.
+    is for matrices, the head, and embeddings: a tied one is the head as well, and nanochat scales
+    an untied one too. Scalars act on each number of the stream by itself, and Muon's updates have a
+    size as a map.
     """
     rates = {
         "matrix": config.learning_rate,

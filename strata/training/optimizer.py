@@ -1,11 +1,11 @@
 """How a gradient becomes an update: the rules of `rules`, each applied to its groups.
 
-`clip` measures the gradient and limits it, `step` applies it. Nothing in them waits for a GPU:
-numbers that are made there stay there until someone reads them. On a CPU, where the time goes into
-memory, each rule works on what fits the cache.
+`clip` measures the gradient and limits it, `step` applies it. Neither waits for a GPU: numbers that
+are made there stay there until someone reads them. On a CPU each rule works on what fits the cache,
+since most of the time of a simple one goes into memory.
 """
 
-import math
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +39,7 @@ class Optimizer(torch.optim.Optimizer):
     """The rules applied to groups of parameters.
 
     Each group has a `role`, a `method`, its `peak_rate` and `peak_decay`, and what they are now:
-    `lr`, `weight_decay`, and `momentum` where the method has one. Nothing in `clip` and `step`
-    waits for a GPU; only reading `gradient_norm` or `measures` does.
+    `lr`, `weight_decay`, and `momentum` where the method has one.
 
     Attributes:
         updates: how many there have been.
@@ -56,18 +55,15 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(groups, {})
         self.config = config
         self.updates = 0
-        self._norms: dict[str, Tensor] = {}  # of each role's gradient, before clipping
+        self._norm = torch.zeros(())  # of the gradient, before clipping
+        self._norms: dict[str, Tensor] = {}  # the same by role
         self._ratios: dict[str, Tensor] = {}  # of each role's last measured update to its weights
         self._compile = compile
         self._rules: dict[Callable[..., None], Callable[..., None]] = {}
-
-        def whole(matrices: Tensor, steps: int) -> Tensor:
-            return orthogonalize(matrices, steps, dtype)
-
-        self._orthogonalizer = torch.compile(whole, dynamic=False) if compile else whole
+        polar = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
+        self._orthogonalizer = functools.partial(polar, dtype=dtype)
         self._pytorch: torch.optim.Optimizer | None = None
         if config.from_pytorch:
-            # the groups and the state are the same objects there and here
             self._pytorch = pytorch_optimizer(self.param_groups, config)
             self.state = self._pytorch.state
 
@@ -91,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def gradient_norm(self) -> float:
         """Global norm of the last update's gradient, before clipping; 0 before the first."""
-        return math.hypot(*(norm.item() for norm in self._norms.values()))
+        return self._norm.item()
 
     @property
     def measures(self) -> dict[str, dict[str, float]]:
@@ -108,13 +104,13 @@ class Optimizer(torch.optim.Optimizer):
     def clip(self, limit: float) -> None:
         """Measure the gradient's norm; where it exceeds `limit` and that is not 0, shrink to it."""
         gradients = {group["role"]: _gradients(group["params"]) for group in self.param_groups}
-        self._norms = {role: total_norm(members) for role, members in gradients.items()}
-        norm = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
+        self._norms = {role: total_norm(members) for role, members in gradients.items() if members}
+        self._norm = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
         # on a GPU it costs less to multiply by one than to wait and see whether one has to
-        if limit and (norm.device.type != "cpu" or norm > limit):
-            factor = (limit / norm).clamp(max=1.0)
-            for members in gradients.values():
-                torch._foreach_mul_([local(gradient) for gradient in members], factor)
+        if limit and (self._norm.device.type != "cpu" or self._norm > limit):
+            factor = (limit / self._norm).clamp(max=1.0)
+            for role in self._norms:
+                torch._foreach_mul_([local(gradient) for gradient in gradients[role]], factor)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -141,7 +137,7 @@ class Optimizer(torch.optim.Optimizer):
         method, config = group["method"], self.config
         members = [parameter for parameter in group["params"] if parameter.grad is not None]
         if self._pytorch is not None:
-            self._pytorch.param_groups = [group]
+            self._pytorch.param_groups, self._pytorch.state = [group], self.state
             self._pytorch.step()
         elif method == "muon":
             self._step_muon(members, group)

@@ -35,12 +35,12 @@ def decay_weights(
 
     The update is subtracted, so it shrinks a weight of its own sign. Where it enlarges a weight,
     the loss asks for that, and cautious decay does not argue (Chen et al., 2025, "Cautious Weight
-    Decay", algorithm 1).
+    Decay").
     """
     if isinstance(decay, float) and not decay:
         return
     if cautious:
-        parameter.sub_(rate * decay * parameter * (update * parameter > 0))
+        parameter.sub_(rate * decay * parameter * (update * parameter >= 0))
     else:
         parameter.mul_(1 - rate * decay)
 
@@ -138,11 +138,11 @@ def adafactor_update(
         rows, columns = squares
         rows.lerp_(square.mean(dim=1, keepdim=True), fresh)
         columns.lerp_(square.mean(dim=0, keepdim=True), fresh)
-        expected = rows * columns / rows.mean()  # (rows, columns)
+        expected = rows / rows.mean() * columns  # (rows, columns)
     else:
         squares[0].lerp_(square, fresh)
         expected = squares[0]
-    update = gradient * expected.rsqrt()
+    update = torch.rsqrt(expected, out=square).mul_(gradient)
     update.div_(_root_mean_square(update).clamp(min=1.0))  # clipped at d = 1, section 6
     step = rate * _root_mean_square(parameter).clamp(min=1e-3)
     decay_weights(parameter, update, rate, decay, config.cautious_decay)
@@ -244,7 +244,7 @@ def muon_update(
     an update changes an output's numbers by about `rate` where the input's are of unit size. Of a
     wide matrix it is up to sqrt(columns / rows) times that. Neither depends on the width of the
     model, and so a rate found at one width is right at another (Bernstein and Newhouse, 2024,
-    "Old Optimizer, New Norm", section 3).
+    "Old Optimizer, New Norm").
 
     Args:
         squares: of `normalise_rows`, or none of them.

@@ -21,7 +21,7 @@ def schedule_at(step: int, config: Config) -> Settings:
     over few gradients while these still change fast. The weight decay is constant; or follows the
     rate ("rate"), so that weights shrink by the square of it and stay in balance with updates that
     shrink too (Defazio, 2025, "Why Gradients Rapidly Increase Near the End of Training"); or falls
-    linearly to zero at the last step ("linear", as in nanochat until 2026).
+    linearly to zero at the last step ("linear"; nanochat, dev/LOG.md, January 2026).
 
     Args:
         step: the update, from 1 to `max_steps`.
