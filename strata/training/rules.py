@@ -171,7 +171,7 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype | None = None
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT  # the product below is then the smaller one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most one
-    if dtype == torch.float32 and not x.is_cuda and x.shape[-1] >= 2 * x.shape[-2]:
+    if dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] >= 2 * x.shape[-2]:
         x = _through_gram(x, steps)
     else:
         for _ in range(steps):
@@ -189,7 +189,7 @@ def _through_gram(x: Tensor, steps: int) -> Tensor:
     by itself, G <- P^2 G, and X is needed at the start and the end only. At four columns a row
     that is 50 products of rows^3 multiplications in place of 90. Rounding makes G's smallest
     eigenvalues negative, and a step enlarges them by a^2 = 12: harmless for five steps in
-    float32, after which G is made anew, and fatal in bfloat16.
+    float32, after which G is made anew; fatal in bfloat16 and where float32 products round to it.
     """
     a, b, c = COEFFICIENTS
     for start in range(0, steps, _GRAM_STEPS):
