@@ -32,7 +32,7 @@ from training import peer_step
 from strata.config import Config
 from strata.data import Loader, prepare, read_windows, spread_windows
 from strata.model import Transformer, bits_per_byte
-from strata.training import build_optimizer, choose_runtime, train_step
+from strata.training import build_optimizer, choose_runtime, schedule_at, train_step
 from strata.training.device import apply_runtime
 
 VALIDATION_SEQUENCES = 128
@@ -113,7 +113,7 @@ class Strata:
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
 
     def step(self, number: int, tokens: Tensor, targets: Tensor) -> None:
-        self.optimizer.schedule(number, self.config)
+        self.optimizer.set_schedule(schedule_at(number, self.config))
         train_step(self.model, self.optimizer, [(tokens, targets)], self.config.training)
 
     def nats(self, tokens: Tensor, targets: Tensor) -> float:

@@ -23,7 +23,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from strata.fields import check_doubling, check_section, nearest, number, positive
+from strata.fields import (
+    OPTIMIZER_RULES,
+    check_doubling,
+    check_optimizer_name,
+    check_section,
+    nearest,
+    number,
+    positive,
+)
 from strata.presets import PRESETS
 from strata.storage import write_whole
 
@@ -127,8 +135,8 @@ class DataConfig:
 class OptimizerConfig:
     """How gradients become updates. Parameters are grouped by role; see training/optimizer.py."""
 
-    # "muon" for the matrices of the blocks and AdamW for the rest, or "adamw" for all.
-    name: Literal["muon", "adamw"] = "muon"
+    # "muon", "adamw", "lion", "sgd", "adafactor" (training/groups.py) or a class of torch.optim.
+    name: str = "muon"
     # Peak rate of the matrices (Muon's is the spectral size of an update; Jordan et al., 2024).
     learning_rate: float = positive(0.02)
     # Peak rate of the embeddings; 0 = learning_rate.
@@ -139,19 +147,46 @@ class OptimizerConfig:
     scalar_learning_rate: float = number(0.01, low=0)
     # Decoupled weight decay (Loshchilov and Hutter, 2019), of matrices alone under "muon".
     weight_decay: float = number(0.0, low=0)
-    # AdamW's decay of the mean gradient (GPT-3, appendix B).
+    # Weight decay over its peak: "constant", the "rate"'s ratio (Defazio, 2025) or "linear" to 0.
+    decay_schedule: Literal["constant", "rate", "linear"] = "constant"
+    # Decay only the weights whose sign is that of their update (Chen et al., 2025).
+    cautious_decay: bool = False
+    # AdamW's decay of the mean gradient (GPT-3, appendix B); Lion's first beta.
     beta1: float = number(0.9, low=0, high=0.9999)
-    # AdamW's decay of the mean squared gradient (GPT-3, appendix B).
+    # AdamW's decay of the mean squared gradient (GPT-3, appendix B); NorMuon's; Lion's second beta.
     beta2: float = number(0.95, low=0, high=0.9999)
     # Added to AdamW's denominator (GPT-3, appendix B).
     epsilon: float = positive(1e-8)
-    # Muon's momentum (Jordan et al., 2024).
+    # Muon's momentum (Jordan et al., 2024), and SGD's.
     momentum: float = number(0.95, low=0, high=0.9999)
+    # Momentum where its warm-up begins; 0 = no warm-up. 0.85 in modded-nanogpt (Jordan, 2024).
+    momentum_start: float = number(0.0, low=0, high=0.9999)
     # Newton-Schulz iterations of an update of Muon (Jordan et al., 2024).
     newton_schulz_steps: int = number(5, low=1, high=20)
+    # Even out the rows of Muon's updates by their mean square so far (Li et al., 2025, "NorMuon").
+    normalise_rows: bool = False
+    # Width at which AdamW's or Lion's rates were found, to be scaled from; 0 = rates as given.
+    reference_width: int = number(0, low=0)
+    # Power of reference_width / width in that scale: 1 in Yang et al. (2022), 0.5 in nanochat.
+    width_exponent: float = number(0.5, low=0, high=1)
 
     def __post_init__(self) -> None:
         check_section(self, "optimizer")
+        check_optimizer_name(self.name)
+        for name, rules in (
+            ("cautious_decay", OPTIMIZER_RULES),
+            ("reference_width", ("muon", "adamw", "lion")),
+        ):
+            if getattr(self, name) and self.name not in rules:
+                raise ValueError(
+                    f"optimizer.{name} has no effect under optimizer.name = {self.name!r}: "
+                    f"expected one of {', '.join(rules)}"
+                )
+
+    @property
+    def from_pytorch(self) -> bool:
+        """Whether `name` is a class of torch.optim, not a rule of ours."""
+        return self.name not in OPTIMIZER_RULES
 
 
 @dataclass(frozen=True)
@@ -172,12 +207,14 @@ class TrainingConfig:
     initial_context_length: int = number(0, low=0)
     # Updates in which sequences grow.
     context_growth_steps: int = number(0, low=0)
-    # "wsd": warm-up, stable, linear decay (Hu et al., 2024); GPT-3's "cosine"; or "constant".
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    # Warm-up, then: "wsd", a trapezoid (Hu et al., 2024); GPT-3's "cosine"; "linear"; "constant".
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     # Updates in which the rate rises linearly from zero.
     warmup_steps: int = number(10, low=0)
     # Share of the run in which the rate falls: the last of it ("wsd"), the first ("cosine").
     decay_fraction: float = number(0.5, low=0, high=1)
+    # Updates in which momentum rises linearly from optimizer.momentum_start; 0 = none.
+    momentum_warmup_steps: int = number(0, low=0)
     # Rate at the end over the peak rate.
     final_rate_ratio: float = number(0.0, low=0, high=1)
     # Largest global norm of the gradient; 0 = no clipping. 1.0 in GPT-3, appendix B.
@@ -281,6 +318,12 @@ class Config:
             raise ValueError(
                 f"model.vocab_size = {self.model.vocab_size}: expected at most "
                 f"data.tokenizer_vocab_size = {self.data.tokenizer_vocab_size}"
+            )
+        start, steps = self.optimizer.momentum_start, self.training.momentum_warmup_steps
+        if bool(start) != bool(steps):
+            raise ValueError(
+                f"optimizer.momentum_start = {start} and training.momentum_warmup_steps = {steps}: "
+                "expected both or neither, since one does nothing without the other"
             )
 
     @staticmethod

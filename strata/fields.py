@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any, Literal
 
+# Update rules written out in training/rules.py.
+OPTIMIZER_RULES = ("muon", "adamw", "lion", "sgd", "adafactor")
+# Classes of torch.optim that the training loop cannot use, and why.
+_UNUSABLE = {
+    "LBFGS": "it evaluates the loss again and again within a step",
+    "Muon": "it takes matrices alone; 'muon' is Strata's",
+    "SparseAdam": "it takes sparse gradients alone",
+}
+
 
 def number(default: float, low: float | None = None, high: float | None = None) -> Any:
     """A field whose value must lie in [low, high]."""
@@ -70,6 +79,30 @@ def check_doubling(name: str, start: int, end: int) -> None:
         raise ValueError(
             f"training.initial_{name} = {start}: expected {end} divided by a power of two, since "
             "it grows by doubling"
+        )
+
+
+def check_optimizer_name(name: str) -> None:
+    """Check that a name is one of ours or of a class of torch.optim that can be used here.
+
+    Raises:
+        ValueError: with all that is allowed, and the nearest of it.
+    """
+    if name in OPTIMIZER_RULES:
+        return
+    from torch import optim  # here, since it is slow to load and few names need it
+
+    classes = {
+        known
+        for known, kind in vars(optim).items()
+        if isinstance(kind, type) and issubclass(kind, optim.Optimizer)
+    }
+    usable = sorted(classes - {"Optimizer", *_UNUSABLE})
+    if name not in usable:
+        why = f" ({_UNUSABLE[name]})" if name in _UNUSABLE else ""
+        raise ValueError(
+            f"optimizer.name = {name!r}{why}: expected one of {', '.join(OPTIMIZER_RULES)}, or of "
+            f"torch.optim's {', '.join(usable)}{nearest(name, (*OPTIMIZER_RULES, *usable))}"
         )
 
 

@@ -22,13 +22,10 @@ from strata.training import (
     Trainer,
     build_optimizer,
     choose_runtime,
-    group_table,
     latest_checkpoint,
-    rate_ratio,
     read_metrics,
     train_step,
 )
-from strata.training.optimizer import adamw_update, orthogonalize
 
 
 def without_timing(run_dir):
@@ -51,113 +48,6 @@ def whole_run(tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     Trainer(tiny_config, folder, progress=False).fit()
     return folder
-
-
-# The schedule -----------------------------------------------------------------------------------
-
-
-def test_cosine_follows_gpt3_from_warm_up_to_a_tenth():
-    training = TrainingConfig(
-        max_steps=300, warmup_steps=10, schedule="cosine", decay_fraction=0.5, final_rate_ratio=0.1
-    )
-    assert rate_ratio(1, training) == pytest.approx(0.1)
-    assert rate_ratio(10, training) == 1.0
-    assert rate_ratio(80, training) == pytest.approx(0.55)  # half way from 10 to 150
-    assert rate_ratio(150, training) == pytest.approx(0.1)
-    assert rate_ratio(300, training) == pytest.approx(0.1)
-
-
-def test_wsd_stays_and_then_falls_in_a_line_to_zero():
-    training = TrainingConfig(max_steps=100, warmup_steps=0, schedule="wsd", decay_fraction=0.2)
-    assert [rate_ratio(step, training) for step in (1, 80, 90, 100)] == [1.0, 1.0, 0.5, 0.0]
-
-
-def test_constant_stays():
-    training = TrainingConfig(max_steps=9, warmup_steps=2, schedule="constant")
-    assert [rate_ratio(step, training) for step in (1, 2, 9)] == [0.5, 1.0, 1.0]
-
-
-# The optimizers ---------------------------------------------------------------------------------
-
-
-def test_adamw_equals_pytorchs():
-    torch.manual_seed(0)
-    config = OptimizerConfig(name="adamw", weight_decay=0.1)
-    ours = torch.randn(5, 7, dtype=torch.float64)
-    reference = ours.clone().requires_grad_()
-    oracle = torch.optim.AdamW([reference], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
-    mean, square = torch.zeros_like(ours), torch.zeros_like(ours)
-    for updates in range(1, 6):
-        gradient = torch.randn_like(ours)
-        reference.grad = gradient.clone()
-        oracle.step()
-        adamw_update(ours, gradient, mean, square, updates, 0.01, config, 0.1)
-    torch.testing.assert_close(ours, reference.detach())
-
-
-def test_muon_equals_pytorchs_one_matrix_at_a_time(tiny_config):
-    """Updates of batches of equal shapes, tall and wide, against torch.optim.Muon."""
-    torch.manual_seed(0)
-    config = OptimizerConfig(learning_rate=0.02, weight_decay=0.0)
-    model = Transformer(tiny_config.model)
-    optimizer = build_optimizer(model, config)
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    before = [matrix.detach().clone() for matrix in matrices]
-    copies = [matrix.detach().clone().requires_grad_() for matrix in matrices]
-    oracle = torch.optim.Muon(
-        copies, lr=0.02, weight_decay=0.0, momentum=0.95, nesterov=True, adjust_lr_fn="original"
-    )
-    for _ in range(2):
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        for matrix, copy in zip(matrices, copies, strict=True):
-            copy.grad = matrix.grad.clone()
-        optimizer.step()
-        oracle.step()
-    for old, matrix, copy in zip(before, matrices, copies, strict=True):
-        ours, theirs = (matrix - old).flatten(), (copy - old).flatten()
-        # PyTorch's iterates in bfloat16, ours on the CPU in float32
-        assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
-        assert (ours.norm() / theirs.norm()).item() == pytest.approx(1, abs=0.02)
-
-
-def test_muon_decays_matrices_by_rate_times_decay(tiny_config):
-    model = Transformer(tiny_config.model)
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.02, weight_decay=0.1))
-    before = model.blocks[0].feed_forward.expand.weight.detach().clone()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    after = model.blocks[0].feed_forward.expand.weight
-    torch.testing.assert_close(after, before * (1 - 0.02 * 0.1), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
-def test_orthogonalize_brings_singular_values_near_one_and_keeps_directions(shape):
-    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalize(matrix, steps=5)
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    inside = left.mT @ result @ right.mT  # diagonal where the singular vectors are the same
-    values = inside.diagonal(dim1=-2, dim2=-1)
-    large = torch.linalg.svdvals(matrix) > 0.1 * torch.linalg.svdvals(matrix)[:, :1]
-    assert ((values[large] > 0.5) & (values[large] < 1.4)).all()
-    off_diagonal = inside - torch.diag_embed(values)
-    assert off_diagonal.abs().max() < 1e-3
-
-
-def test_every_parameter_is_in_one_group_and_scalars_do_not_decay():
-    model = Transformer(Config.preset("nano").override({"model.tie_embeddings": False}).model)
-    table = group_table(build_optimizer(model, OptimizerConfig(weight_decay=0.1)))
-    assert sum(row[3] for row in table) == sum(p.numel() for p in model.parameters())
-    assert {row[0]: row[1] for row in table} == {
-        "matrix": "muon",
-        "embedding": "adamw",
-        "head": "adamw",
-        "scalar": "adamw",
-    }
-    assert {row[0]: row[5] for row in table} == dict.fromkeys(
-        ("embedding", "head", "scalar"), 0.0
-    ) | {"matrix": 0.1}
 
 
 # One update -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What turns compute into a model, in the order of notebook 03.
 
-`schedule` says how large an update may be at each step, `optimizer` how a gradient becomes one;
+`schedule` says how large an update may be at each step, `rules` how a gradient becomes one,
+`groups` which parameter follows which, and `optimizer` applies them; `experiments` helps to choose.
 `step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
 goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
 makes a run survive, `logger` writes down what happened, `device` and `distributed` decide where
@@ -18,14 +19,16 @@ if TYPE_CHECKING:
     from strata.training.checkpoint import latest_checkpoint as latest_checkpoint
     from strata.training.device import Runtime as Runtime
     from strata.training.device import choose_runtime as choose_runtime
+    from strata.training.groups import group_table as group_table
     from strata.training.history import find_runs as find_runs
     from strata.training.history import plot_runs as plot_runs
     from strata.training.history import read_run as read_run
     from strata.training.logger import read_metrics as read_metrics
     from strata.training.optimizer import Optimizer as Optimizer
     from strata.training.optimizer import build_optimizer as build_optimizer
-    from strata.training.optimizer import group_table as group_table
+    from strata.training.schedule import Settings as Settings
     from strata.training.schedule import rate_ratio as rate_ratio
+    from strata.training.schedule import schedule_at as schedule_at
     from strata.training.step import train_step as train_step
     from strata.training.trainer import Interrupted as Interrupted
     from strata.training.trainer import StepResult as StepResult
@@ -36,10 +39,11 @@ _NAMES = {
     "callbacks": ["Callback", "EarlyStopping", "LivePlot", "Profiler"],
     "checkpoint": ["latest_checkpoint"],
     "device": ["Runtime", "choose_runtime"],
+    "groups": ["group_table"],
     "history": ["find_runs", "plot_runs", "read_run"],
     "logger": ["read_metrics"],
-    "optimizer": ["Optimizer", "build_optimizer", "group_table"],
-    "schedule": ["rate_ratio"],
+    "optimizer": ["Optimizer", "build_optimizer"],
+    "schedule": ["Settings", "rate_ratio", "schedule_at"],
     "step": ["train_step"],
     "trainer": ["Interrupted", "StepResult", "Trainer"],
 }

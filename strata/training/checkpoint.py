@@ -56,13 +56,18 @@ def save_checkpoint(
     training = {"generator.cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
         training["generator.cuda"] = torch.cuda.get_rng_state(model.device)
+    kept_on_cpu = []  # step counters of torch.optim, wherever the parameter is
     for parameter, moments in optimizer.state.items():
         for kind, moment in moments.items():
-            training[f"{kind}.{names[id(parameter)]}"] = moment
+            key = f"{kind}.{names[id(parameter)]}"
+            training[key] = moment
+            if moment.device != parameter.device:
+                kept_on_cpu.append(key)
     state = {
         "format": FORMAT,
         "step": step,
         "updates": optimizer.updates,
+        "kept_on_cpu": kept_on_cpu,
         "loader": loader,
         "counts": counts,
     }
@@ -100,7 +105,8 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: Optimizer) -> dic
     moments: dict[Tensor, dict[str, Tensor]] = {}
     for key, moment in training.items():
         kind, _, name = key.partition(".")
-        moments.setdefault(parameters[name], {})[kind] = moment.to(device)
+        place = "cpu" if key in state["kept_on_cpu"] else device
+        moments.setdefault(parameters[name], {})[kind] = moment.to(place)
     optimizer.state.clear()
     optimizer.state.update(moments)
     optimizer.updates = state["updates"]

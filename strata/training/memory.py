@@ -38,8 +38,11 @@ class Memory:
         self._alone = True
         self.micro_batch_size = config.training.micro_batch_size or share
 
-    def update(self, batch: MicroBatch) -> float:
+    def update(self, batch: MicroBatch, measure: bool = False) -> float:
         """One update from a batch; the mean loss in nats.
+
+        Args:
+            measure: see `train_step`.
 
         Raises:
             RuntimeError: if not even one sequence fits.
@@ -49,8 +52,8 @@ class Memory:
             updates = self._optimizer.updates
             try:
                 pieces = split_batch(batch, self.micro_batch_size * pieces_in_context)
-                training = self._config.training
-                return train_step(self._loss_function, self._optimizer, pieces, training).item()
+                training, optimizer = self._config.training, self._optimizer
+                return train_step(self._loss_function, optimizer, pieces, training, measure).item()
             except (RuntimeError, MemoryError) as error:
                 began_update = self._optimizer.updates > updates  # which cannot be done again
                 if not is_out_of_memory(error) or began_update or not self._alone:

@@ -1,235 +1,275 @@
-"""How a gradient becomes an update.
+"""How a gradient becomes an update: the rules of `rules`, each applied to its groups.
 
-Parameters are grouped by their role in the model. AdamW treats each number by itself, which suits
-embeddings, where a row is touched only when its token appears, and scalars. A matrix of a block
-is a linear map, and Muon treats it as one: it replaces the momentum by the nearest matrix whose
-singular values are all one, so that no direction of the map is updated much more than another.
-
-`adamw_update` and `muon_update` are the two rules; `Optimizer` applies them to the groups, and
-`build_optimizer` decides who belongs to which.
+`clip` measures the gradient and limits it, `step` applies it. Neither waits for a GPU: numbers that
+are made there stay there until someone reads them. On a CPU each rule works on what fits the cache,
+since most of the time of a simple one goes into memory.
 """
 
-import math
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from strata.config import OptimizerConfig
 from strata.model import Transformer
+from strata.training.groups import group_parameters, pytorch_optimizer
+from strata.training.rules import (
+    adafactor_update,
+    adamw_update,
+    lion_update,
+    muon_update,
+    orthogonalize,
+    sgd_update,
+)
+from strata.training.schedule import Settings
+from strata.training.sharding import cut, gather, local, total_norm
 
-ROLES = ("matrix", "embedding", "head", "scalar")
+__all__ = ["Optimizer", "build_optimizer", "orthogonalize"]
 
-
-def role_of(name: str, parameter: Tensor) -> str:
-    """A parameter's role, from its name in the `Transformer`."""
-    if parameter.ndim < 2:
-        return "scalar"
-    if name.startswith(("embedding", "positions")):
-        return "embedding"
-    return "head" if name.startswith("head") else "matrix"
-
-
-def adamw_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    updates: int,
-    rate: float,
-    config: OptimizerConfig,
-    decay: float,
-) -> None:
-    """AdamW, in place (Loshchilov and Hutter, 2019, algorithm 2). All tensors have one shape.
-
-    Args:
-        mean, square: running means of the gradient and of its square.
-        updates: how many there have been, this one included.
-        rate: learning rate.
-        decay: decoupled weight decay.
-    """
-    parameter.mul_(1 - rate * decay)
-    mean.lerp_(gradient, 1 - config.beta1)
-    square.lerp_(gradient.square(), 1 - config.beta2)
-    # both start at zero; dividing by 1 - beta^updates undoes that
-    mean_scale = 1 - config.beta1**updates
-    square_scale = 1 - config.beta2**updates
-    denominator = (square / square_scale).sqrt_().add_(config.epsilon)
-    parameter.addcdiv_(mean, denominator, value=-rate / mean_scale)
-
-
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: U V' where a matrix is U S V'.
-
-    Newton-Schulz iteration with the quintic of Jordan et al. (2024, "Muon"), whose coefficients
-    favour a steep start over an exact end: after 5 steps singular values lie near one, between
-    about 0.7 and 1.2, which is all an optimizer needs.
-
-    Args:
-        matrices: (count, rows, columns), all of one shape so that they go through in one batch.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    dtype = torch.bfloat16 if matrices.is_cuda else torch.float32
-    x = matrices.to(dtype)
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT  # the product below is then the smaller one
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most one
-    for _ in range(steps):
-        gram = x @ x.mT  # (count, rows, rows)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
-        x = torch.baddbmm(x, polynomial, x, beta=a)  # a X + (b G + c G^2) X
-    return (x if wide else x.mT).to(matrices.dtype)
-
-
-def muon_update(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    momenta: list[Tensor],
-    rate: float,
-    config: OptimizerConfig,
-    decay: float,
-) -> None:
-    """Muon, in place, for matrices (rows, columns) of one shape (Jordan et al., 2024).
-
-    Nesterov momentum, orthogonalised; scaled by sqrt(rows / columns) where rows are more, so that
-    an update changes an output's numbers by about `rate` where the input's are of unit size. Of a
-    wide matrix it is up to sqrt(columns / rows) times that.
-
-    Args:
-        rate: learning rate.
-        decay: decoupled weight decay.
-    """
-    directions = []
-    for gradient, momentum in zip(gradients, momenta, strict=True):
-        momentum.lerp_(gradient, 1 - config.momentum)
-        directions.append(gradient.lerp(momentum, config.momentum))
-    updates = orthogonalize(torch.stack(directions), config.newton_schulz_steps)
-    rows, columns = parameters[0].shape
-    scale = rate * math.sqrt(max(1.0, rows / columns))
-    for parameter, update in zip(parameters, updates, strict=True):
-        parameter.mul_(1 - rate * decay).sub_(update, alpha=scale)
+# Numbers of a tensor that a rule treats at once on a CPU: with its moments they fit the cache, so
+# that the rule's many small operations read and write memory once.
+_BLOCK = 1 << 17
 
 
 class Optimizer(torch.optim.Optimizer):
-    """The rules above applied to groups of parameters.
+    """The rules applied to groups of parameters.
 
-    Each group has a `role`, a `peak_rate`, its current `lr` and the `method` "muon" or "adamw".
+    Each group has a `role`, a `method`, its `peak_rate` and `peak_decay`, and what they are now:
+    `lr`, `weight_decay`, and `momentum` where the method has one.
 
     Attributes:
-        gradient_norm: global norm of the last update's gradient, before clipping.
         updates: how many there have been.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        config: OptimizerConfig,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(groups, {})
         self.config = config
-        self.gradient_norm = 0.0
         self.updates = 0
+        self._norm = torch.zeros(())  # of the gradient, before clipping
+        self._norms: dict[str, Tensor] = {}  # the same by role
+        self._ratios: dict[str, Tensor] = {}  # of each role's last measured update to its weights
+        self._compile = compile
+        self._rules: dict[Callable[..., None], Callable[..., None]] = {}
+        polar = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
+        self._orthogonalizer = functools.partial(polar, dtype=dtype)
+        self._pytorch: torch.optim.Optimizer | None = None
+        if config.from_pytorch:
+            self._pytorch = pytorch_optimizer(self.param_groups, config)
+            self.state = self._pytorch.state
+
+    # What it is told ----------------------------------------------------------------------------
 
     def set_rate(self, ratio: float) -> None:
         """Set every group's rate to a share of its peak."""
         for group in self.param_groups:
             group["lr"] = ratio * group["peak_rate"]
 
+    def set_schedule(self, settings: Settings) -> None:
+        """Set rate, momentum and weight decay to what the schedule says; see `schedule_at`."""
+        self.set_rate(settings.rate_ratio)
+        for group in self.param_groups:
+            group["weight_decay"] = settings.decay_ratio * group["peak_decay"]
+            if "momentum" in group:
+                group["momentum"] = settings.momentum
+
+    # What it tells ------------------------------------------------------------------------------
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm of the last update's gradient, before clipping; 0 before the first."""
+        return self._norm.item()
+
+    @property
+    def measures(self) -> dict[str, dict[str, float]]:
+        """By role: "gradient_norm" before clipping, and "update_ratio", the norm of the last
+        measured update over that of the weights that it left."""
+        return {
+            role: {"gradient_norm": norm.item(), "update_ratio": self._ratios[role].item()}
+            for role, norm in self._norms.items()
+            if role in self._ratios
+        }
+
+    # What it does -------------------------------------------------------------------------------
+
     def clip(self, limit: float) -> None:
-        """Measure the gradient's global norm; scale it down to `limit` where that is not 0."""
-        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.gradient_norm = norm.item()
-        if limit and self.gradient_norm > limit:
-            for gradient in gradients:
-                gradient.mul_(limit / self.gradient_norm)
+        """Measure the gradient's norm; where it exceeds `limit` and that is not 0, shrink to it."""
+        gradients = {group["role"]: _gradients(group["params"]) for group in self.param_groups}
+        self._norms = {role: total_norm(members) for role, members in gradients.items() if members}
+        self._norm = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
+        # on a GPU it costs less to multiply by one than to wait and see whether one has to
+        if limit and (self._norm.device.type != "cpu" or self._norm > limit):
+            factor = (limit / self._norm).clamp(max=1.0)
+            for role in self._norms:
+                torch._foreach_mul_([local(gradient) for gradient in gradients[role]], factor)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter from its gradient."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, measure: bool = False
+    ) -> None:
+        """One update of every parameter from its gradient.
+
+        Args:
+            measure: fill `measures` (after `clip`); each group in its turn is copied for it.
+        """
         self.updates += 1
         for group in self.param_groups:
-            if group["method"] == "muon":
-                self._step_muon(group)
-            else:
-                self._step_adamw(group)
+            if not _gradients(group["params"]):
+                continue
+            before = [parameter.clone() for parameter in group["params"]] if measure else []
+            self._step_group(group)
+            if measure:
+                for old, parameter in zip(before, group["params"], strict=True):
+                    local(old).sub_(local(parameter))
+                size = total_norm(group["params"]).clamp(min=torch.finfo(torch.float32).tiny)
+                self._ratios[group["role"]] = total_norm(before) / size
 
-    def _step_muon(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for parameter in group["params"]:
-            by_shape[parameter.shape].append(parameter)
-        for parameters in by_shape.values():
+    def _step_group(self, group: dict[str, Any]) -> None:
+        method, config = group["method"], self.config
+        members = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if self._pytorch is not None:
+            self._pytorch.param_groups, self._pytorch.state = [group], self.state
+            self._pytorch.step()
+        elif method == "muon":
+            self._step_muon(members, group)
+        elif method == "adamw" and not config.cautious_decay and members[0].device.type != "mps":
+            self._step_fused_adamw(members, group)
+        elif method == "adafactor":
+            self._step_adafactor(members, group)
+        else:
+            self._step_numbers(members, group)
+
+    def _step_muon(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        """A GPU takes all matrices of a shape at once, a CPU one that fits its cache."""
+        batches: dict[Any, list[Tensor]] = defaultdict(list)
+        for number, parameter in enumerate(members):
+            batches[number if parameter.device.type == "cpu" else parameter.shape].append(parameter)
+        for batch in batches.values():
+            squares = []
+            if self.config.normalise_rows:
+                squares = [self._moment(p, "square", (p.shape[0], 1)) for p in batch]
             muon_update(
-                parameters,
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                [self._moment(parameter, "momentum") for parameter in parameters],
+                batch,
+                _gradients(batch),
+                [self._moment(parameter, "momentum") for parameter in batch],
+                squares,
                 group["lr"],
+                group["momentum"],
                 self.config,
                 group["weight_decay"],
+                self._orthogonalizer,
             )
 
-    def _step_adamw(self, group: dict[str, Any]) -> None:
-        for parameter in group["params"]:
-            adamw_update(
-                parameter,
-                parameter.grad,
-                self._moment(parameter, "mean"),
-                self._moment(parameter, "square"),
-                self.updates,
-                group["lr"],
+    def _step_fused_adamw(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        """`adamw_update` as PyTorch's kernel, which reads and writes every number once."""
+        steps = torch.full((len(members),), self.updates - 1.0, device=members[0].device)
+        adamw(
+            [local(parameter) for parameter in members],
+            [local(gradient) for gradient in _gradients(members)],
+            [local(self._moment(parameter, "mean")) for parameter in members],
+            [local(self._moment(parameter, "square")) for parameter in members],
+            [],
+            list(steps.unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self.config.epsilon,
+            maximize=False,
+        )
+
+    def _step_numbers(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        """Rules that treat each number by itself: on a CPU a block of them at a time."""
+        scalars = [self._scalar(group["lr"])]
+        rule: Callable[..., None]
+        if group["method"] == "lion":
+            rule, moments = lion_update, ["momentum"]
+        elif group["method"] == "sgd":
+            rule, moments = sgd_update, ["velocity"]
+            scalars.append(self._scalar(group["momentum"]))
+        else:
+            rule, moments = adamw_update, ["mean", "square"]
+            scalars.insert(0, self._scalar(self.updates))
+        rule = self._rule(rule)
+        for parameter in members:
+            tensors = [parameter, *_gradients([parameter])]
+            tensors += [self._moment(parameter, name) for name in moments]
+            tensors = [local(tensor) for tensor in tensors]
+            blocks = tensors[0].numel() // _BLOCK if parameter.device.type == "cpu" else 1
+            for parts in zip(*(tensor.chunk(max(1, blocks)) for tensor in tensors), strict=True):
+                rule(*parts, *scalars, self.config, self._decay(group))
+
+    def _step_adafactor(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in members:
+            shapes: dict[str, tuple[int, ...]] = {"square": parameter.shape}
+            if parameter.ndim == 2:
+                shapes = {"rows": (parameter.shape[0], 1), "columns": (1, parameter.shape[1])}
+            part = local(parameter)
+            whole = gather(part, parameter)
+            self._rule(adafactor_update)(
+                whole,
+                gather(local(*_gradients([parameter])), parameter),
+                [self._moment(parameter, name, shape) for name, shape in shapes.items()],
+                self._scalar(self.updates),
+                self._scalar(group["lr"]),
                 self.config,
-                group["weight_decay"],
+                self._decay(group),
             )
+            if whole is not part:
+                part.copy_(cut(whole, parameter))
 
-    def _moment(self, parameter: Tensor, name: str) -> Tensor:
+    def _rule(self, rule: Callable[..., None]) -> Callable[..., None]:
+        """A rule, compiled if rules are."""
+        if not self._compile:
+            return rule
+        if rule not in self._rules:
+            self._rules[rule] = torch.compile(rule)
+        return self._rules[rule]
+
+    def _scalar(self, value: float) -> float | Tensor:
+        """A number that changes from step to step: a tensor where a rule is compiled for it."""
+        return torch.tensor(float(value)) if self._compile else value
+
+    def _decay(self, group: dict[str, Any]) -> float | Tensor:
+        return self._scalar(group["weight_decay"]) if group["peak_decay"] else 0.0
+
+    def _moment(self, parameter: Tensor, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A parameter's moment: sharded as it is or, of a shape of its own, whole everywhere."""
         state = self.state[parameter]
         if name not in state:
-            state[name] = torch.zeros_like(parameter)
+            if shape is None:
+                state[name] = torch.zeros_like(parameter)
+            else:
+                state[name] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         moment: Tensor = state[name]
         return moment
 
 
-def build_optimizer(model: Transformer, config: OptimizerConfig) -> Optimizer:
-    """Group the model's parameters by role, each with its rate, decay and rule.
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    Under "muon" only matrices decay; under "adamw" all but scalars do, as in GPT-3.
+
+def build_optimizer(
+    model: Transformer,
+    config: OptimizerConfig,
+    compile: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Optimizer:
+    """The optimizer of a model, its parameters grouped as `group_parameters` says.
+
+    Args:
+        compile: compile the rules, for GPUs. AdamW is a fused kernel with and without.
+        dtype: of the products inside Muon; None: bfloat16 on CUDA, float32 elsewhere.
     """
-    rates = {
-        "matrix": config.learning_rate,
-        "embedding": config.embedding_learning_rate or config.learning_rate,
-        "head": config.head_learning_rate or config.learning_rate,
-        "scalar": config.scalar_learning_rate or config.learning_rate,
-    }
-    members: dict[str, dict[str, Tensor]] = {role: {} for role in ROLES}
-    for name, parameter in model.named_parameters():
-        members[role_of(name, parameter)][name] = parameter
-    groups = []
-    for role, parameters in members.items():
-        muon = config.name == "muon" and role == "matrix"
-        decays = role == "matrix" or (config.name == "adamw" and role != "scalar")
-        if parameters:
-            groups.append(
-                {
-                    "params": list(parameters.values()),
-                    "names": list(parameters),
-                    "role": role,
-                    "method": "muon" if muon else "adamw",
-                    "peak_rate": rates[role],
-                    "lr": rates[role],
-                    "weight_decay": config.weight_decay if decays else 0.0,
-                }
-            )
-    return Optimizer(groups, config)
-
-
-def group_table(optimizer: Optimizer) -> list[tuple[str, str, int, int, float, float]]:
-    """Who gets what: role, method, tensors, parameters, peak rate, weight decay."""
-    return [
-        (
-            group["role"],
-            group["method"],
-            len(group["params"]),
-            sum(parameter.numel() for parameter in group["params"]),
-            group["peak_rate"],
-            group["weight_decay"],
-        )
-        for group in optimizer.param_groups
-    ]
+    return Optimizer(group_parameters(model, config), config, compile, dtype)

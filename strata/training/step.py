@@ -24,6 +24,7 @@ def train_step(
     optimizer: Optimizer,
     micro_batches: Sequence[MicroBatch],
     training: TrainingConfig,
+    measure: bool = False,
 ) -> Tensor:
     """One update from its micro-batches, each (tokens, targets) of shape (batch, time).
 
@@ -34,6 +35,7 @@ def train_step(
 
     Args:
         model: the `Transformer`, or a function (tokens, targets) -> loss made from it.
+        measure: leave the sizes of gradient and update by role in `optimizer.measures`.
 
     Returns:
         The mean loss in nats, a scalar.
@@ -51,5 +53,5 @@ def train_step(
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     optimizer.clip(training.gradient_clip)
-    optimizer.step()
+    optimizer.step(measure=measure)
     return total

@@ -53,7 +53,7 @@ from strata.training.guard import SpikeGuard
 from strata.training.logger import RunLogger, read_metrics
 from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
-from strata.training.schedule import rate_ratio
+from strata.training.schedule import schedule_at
 from strata.training.signals import stop_requests
 from strata.training.step import MicroBatch
 from strata.training.validation import validate
@@ -109,7 +109,9 @@ class Trainer:
         self.model = self._new_model()
         if self.runtime.float8:
             use_float8(self.model)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = build_optimizer(
+            self.model, config.optimizer, self.runtime.compile, self.runtime.dtype
+        )
         self.loss_function = parallel_loss(self.model, self.processes, self.runtime.compile)
         self.memory = Memory(self.model, self.loss_function, self.optimizer, config, self._share())
         self.guard = SpikeGuard(config.training)
@@ -259,9 +261,10 @@ class Trainer:
         self.step += 1
         self.model.train()
         batch = self._next_batch()
-        ratio = rate_ratio(self.step, training)
-        self.optimizer.set_rate(ratio)
-        loss = self.memory.update(batch)
+        settings = schedule_at(self.step, self.config)
+        self.optimizer.set_schedule(settings)
+        measure = bool(training.measure_every) and self.step % training.measure_every == 0
+        loss = self.memory.update(batch, measure)
         targets = batch[1][batch[1] != IGNORED]
         mine = float(targets.numel()), float(self._byte_lengths[targets].sum())
         loss, predicted, n_bytes = self.processes.total(loss / self.processes.size, *mine)
@@ -275,10 +278,14 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "bits_per_byte": bits_per_byte(loss * predicted, int(n_bytes)),
-            "learning_rate": ratio * self.config.optimizer.learning_rate,
+            "learning_rate": settings.rate_ratio * self.config.optimizer.learning_rate,
+            "momentum": settings.momentum,
+            "weight_decay_ratio": settings.decay_ratio,
             "gradient_norm": self.optimizer.gradient_norm,
             "tokens": self.tokens,
         }
+        if measure:
+            metrics["roles"] = self.optimizer.measures
         timing = {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
