@@ -252,7 +252,10 @@ def test_a_run_that_grows_sees_the_same_text_in_other_pieces(tiny_config, tmp_pa
     trainer = Trainer(config, tmp_path / "run", progress=False)
     shapes = []
     update = trainer.memory.update
-    trainer.memory.update = lambda batch: (shapes.append(tuple(batch[0].shape)), update(batch))[1]
+    trainer.memory.update = lambda batch, measure: (
+        shapes.append(tuple(batch[0].shape)),
+        update(batch, measure),
+    )[1]
     trainer.fit()
     assert shapes == [(8, 8), (8, 8), (4, 16), (8, 16), *4 * [(4, 32)]]
     tokens = [line["tokens"] for line in read_metrics(tmp_path / "run")]

@@ -564,7 +564,7 @@ def test_an_optimizer_restored_from_a_checkpoint_goes_on_bit_for_bit(name, tiny_
     train(model, optimizer, range(1, 7))
     half_way, half_optimizer = begin()
     train(half_way, half_optimizer, range(1, 4))
-    path = save_checkpoint(tmp_path, 3, half_way, half_optimizer, {"position": 0})
+    path = save_checkpoint(tmp_path, 3, half_way, half_optimizer, {"position": 0}, {})
     resumed, resumed_optimizer = begin()
     train(resumed, resumed_optimizer, range(1, 2))  # state that has to be replaced
     assert load_checkpoint(path, resumed, resumed_optimizer)["step"] == 3
