@@ -78,7 +78,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * upstream[0], weight_gradient * upstream[0], None, None
+        # in place, since a second one of the head's size would be the most memory of a step; who
+        # goes backward twice gets PyTorch's error for it
+        return hidden_gradient.mul_(upstream[0]), weight_gradient.mul_(upstream[0]), None, None
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
