@@ -153,18 +153,19 @@ class OptimizerConfig:
     cautious_decay: bool = False
     # AdamW's decay of the mean gradient (GPT-3, appendix B); Lion's first beta.
     beta1: float = number(0.9, low=0, high=0.9999)
-    # AdamW's decay of the mean squared gradient (GPT-3, appendix B); NorMuon's; Lion's second beta.
-    beta2: float = number(0.95, low=0, high=0.9999)
+    # AdamW's decay of the mean squared gradient (paper/notes.md; 0.95 in GPT-3, appendix B);
+    # NorMuon's; Lion's second beta.
+    beta2: float = number(0.99, low=0, high=0.9999)
     # Added to AdamW's denominator (GPT-3, appendix B).
     epsilon: float = positive(1e-8)
     # Muon's momentum (Jordan et al., 2024), and SGD's.
     momentum: float = number(0.95, low=0, high=0.9999)
     # Momentum where its warm-up begins; 0 = no warm-up. 0.85 in modded-nanogpt (Jordan, 2024).
     momentum_start: float = number(0.0, low=0, high=0.9999)
-    # Newton-Schulz iterations of an update of Muon (Jordan et al., 2024).
-    newton_schulz_steps: int = number(5, low=1, high=20)
+    # Newton-Schulz iterations of an update of Muon (paper/notes.md; 5 in Jordan et al., 2024).
+    newton_schulz_steps: int = number(4, low=1, high=20)
     # Even out the rows of Muon's updates by their mean square so far (Li et al., 2025, "NorMuon").
-    normalise_rows: bool = False
+    normalise_rows: bool = True
     # Width at which AdamW's or Lion's rates were found, to be scaled from; 0 = rates as given.
     reference_width: int = number(0, low=0)
     # Power of reference_width / width in that scale: 1 in Yang et al. (2022), 0.5 in nanochat.

@@ -147,6 +147,30 @@ def test_a_loss_that_is_no_number_sends_the_run_back_and_past_the_data(
     assert (summary["rollbacks"], summary["tokens"]) == (1, 4 * 32 * 8)
 
 
+def test_weights_that_are_no_numbers_are_never_kept(tiny_config, tmp_path, capsys):
+    """Step 3 writes a checkpoint and step 8 the final weights, but not these."""
+    trainer = Trainer(tiny_config, tmp_path / "run", [Poison(3, 8)], progress=False).fit()
+    said = capsys.readouterr().err
+    assert "a weight is no number at step 3: back to step 0" in said
+    assert "a weight is no number at step 8: back to step 6" in said
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 9))
+
+
+def test_a_gradient_that_is_no_number_sends_the_run_back(tiny_config, tmp_path, capsys):
+    trainer = Trainer(tiny_config, tmp_path / "run", progress=False)
+    clip = trainer.optimizer.clip
+
+    def overflow(limit):
+        if trainer.step == 5 and not trainer.guard.rollbacks:
+            trainer.model.embedding.weight.grad[0, 0] = float("inf")
+        clip(limit)
+
+    trainer.optimizer.clip = overflow
+    trainer.fit()
+    assert "the norm of the gradient is inf at step 5: back to step 3" in capsys.readouterr().err
+
+
 def test_without_a_checkpoint_a_run_goes_back_to_its_beginning(tiny_config, tmp_path):
     first = Trainer(tiny_config, tmp_path / "first", progress=False)
     start = {name: weight.clone() for name, weight in first.model.state_dict().items()}

@@ -142,6 +142,12 @@ GPT3 = Variant("gpt3", GPT3_RECIPE, "GPT-3's recipe at the same body size.")
 INGREDIENTS: tuple[Variant, ...] = (
     Variant("adamw", {"optimizer.name": "adamw"}, "AdamW instead of Muon for the matrices."),
     Variant(
+        "plain-muon",
+        {"optimizer.normalise_rows": False},
+        "The rows of Muon's updates are not evened out.",
+    ),
+    Variant("beta2-0.95", {"optimizer.beta2": 0.95}, "AdamW forgets squares as fast as GPT-3's."),
+    Variant(
         "learned-positions",
         {"model.positions": "learned"},
         "Learned position embeddings instead of rotary ones.",
@@ -177,17 +183,17 @@ NANO_STEPS = 150  # updates of a run
 
 
 def nano_suite(base: Config | None = None) -> Suite:
-    """The suite of the `nano` workbook, for two cores and about two minutes. The arithmetic:
+    """The suite of the `nano` workbook, for two cores and two to three minutes. The arithmetic:
 
     A run: 2 layers, width 96, vocabulary 1,024, context 128. Weights in matrix products
     12 · 2 · 96² + 1,024 · 96 = 319k, six operations each: 1.9 MFLOP a token; attention
     12 · 2 · 96 · 128 = 0.3; together 2.2 MFLOP. 150 updates of 2 × 128 tokens are 38k tokens and
     0.085 TFLOP; ten validations of 4k tokens, forward alone, add a third.
 
-    Runs: 11 variants × 3 seeds, 4 + 3 trials for the rates of the AdamW recipes, and for the
+    Runs: 13 variants × 3 seeds, 4 + 3 trials for the rates of the AdamW recipes, and for the
     scaling law 3 widths × 3 lengths but the one that the base is already: 8 runs of about half
-    the work. In all 44 times 0.11 TFLOP = 5 TFLOP. Matrices this small reach some 20 GFLOP/s on a
-    core, so two cores, one run on each, take about 120 seconds.
+    the work. In all 50 times 0.11 TFLOP = 5.5 TFLOP. Matrices this small reach some 20 GFLOP/s on a
+    core, so two cores, one run on each, take about 140 seconds.
 
     Small batches, because updates are what the GPT-3 recipe lacks here: with twice the batch and
     half the updates it ended where a unigram model does, at every rate tried. Even so, this is

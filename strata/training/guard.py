@@ -29,8 +29,8 @@ class SpikeGuard:
         self._above = 0
         self.rollbacks = 0
 
-    def judge(self, loss: float) -> str:
-        """What is wrong with the run after this loss, in words; empty where nothing is.
+    def judge(self, loss: float, gradient_norm: float = 0.0) -> str:
+        """What is wrong with the run after this step, in words; empty where nothing is.
 
         A loss counts as too high when it exceeds the median of the usual ones by
         `training.spike_deviations` standard deviations, estimated from the median absolute
@@ -38,6 +38,8 @@ class SpikeGuard:
         """
         if not math.isfinite(loss):
             return f"the loss is {loss}"
+        if not math.isfinite(gradient_norm):
+            return f"the norm of the gradient is {gradient_norm}"
         if self._deviations and len(self._usual) >= FEWEST:
             middle = statistics.median(self._usual)
             spread = 1.4826 * statistics.median(abs(usual - middle) for usual in self._usual)

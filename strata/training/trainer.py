@@ -233,7 +233,7 @@ class Trainer:
         training = self.config.training
         while self.step < training.max_steps and not self.stopped:
             result = self._train_one()
-            if wrong := self.guard.judge(result.loss):
+            if wrong := self.guard.judge(result.loss, result.metrics["gradient_norm"]):
                 self._go_back(wrong)
                 return
             if log is not None:
@@ -247,6 +247,9 @@ class Trainer:
                 self.stopped = "by the first process"
             last = self.step == training.max_steps or self.stopped
             due = training.checkpoint_every and self.step % training.checkpoint_every == 0
+            if (due or asked[1] or last) and not self._weights_are_finite():
+                self._go_back("a weight is no number")
+                return
             if (due or asked[1]) and not last:
                 if log is not None:
                     log.sync()
@@ -339,6 +342,10 @@ class Trainer:
                 "that came after it",
                 file=sys.stderr,
             )
+
+    def _weights_are_finite(self) -> bool:
+        """Whether the model is worth keeping; one that is not would be gone back to for ever."""
+        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
 
     def _restore(self, checkpoint: Path) -> LoaderState:
         """Take a checkpoint's state, all but the loader's position, which is returned."""
