@@ -101,7 +101,8 @@ def check_curve(bench: Bench) -> list[Row]:
         apply_runtime(runtime)
         torch.manual_seed(0)
         model = Transformer(config).to(runtime.device)
-        optimizer = build_optimizer(model, bench.preset("small").optimizer)
+        recipe = bench.preset("small").optimizer
+        optimizer = build_optimizer(model, recipe, compiled and runtime.compile, runtime.dtype)
         loss_function = bench.compile(model.loss) if compiled else model.loss
         curve = []
         for step in range(steps):

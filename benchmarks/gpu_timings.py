@@ -70,7 +70,8 @@ def _time_update(
         model = Transformer(config.model)
     if float8:
         use_float8(model)
-    optimizer = build_optimizer(model, config.optimizer)
+    runtime = bench.runtime
+    optimizer = build_optimizer(model, config.optimizer, runtime.compile, runtime.dtype)
     tokens, targets = (part.to(bench.device) for part in draw_tokens(config.model, rows, seed=3))
     documents = draw_documents(tokens).to(bench.device) if config.model.window_length else None
     loss_function = bench.compile(model.loss)

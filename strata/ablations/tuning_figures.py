@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
@@ -68,6 +68,7 @@ def plot_slices(study: Study) -> Figure:
             axis.set_xlim(-0.5, len(scale.choices) - 0.5)
         elif getattr(scale, "log", False):
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())  # they overlap where a decade is long
         elif isinstance(scale, IntDistribution):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in grid.flat[len(names) :]:

@@ -104,7 +104,7 @@ class Profiler(Callback):
             folder.mkdir(exist_ok=True)
             self._profile.export_chrome_trace(str(folder / "trace.json"))
             on_gpu = trainer.runtime.device.type == "cuda"
-            order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+            order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
             operators = self._profile.key_averages().table(sort_by=order, row_limit=30)
             (folder / "operators.txt").write_text(operators, encoding="utf-8")
             self._profile = None
