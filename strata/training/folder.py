@@ -16,6 +16,7 @@ import torch
 
 from strata.config import Config
 from strata.data import Prepared, TokenShards, cache_dir
+from strata.model import count_parameters, flops_per_token
 from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
 from strata.training.device import Runtime, processor_name
@@ -80,6 +81,30 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
         prepared.tokenizer.save(run_dir / "tokenizer.json")
         # last, since it marks a folder that is set up
         write_whole(path, json.dumps({**origin, **_circumstances(config, runtime)}, indent=1))
+
+
+def write_summary(
+    run_dir: Path, config: Config, counts: dict[str, Any], lines: list[dict[str, Any]]
+) -> None:
+    """Write `summary.json`: what a finished run came to, and the mark that it is finished.
+
+    Args:
+        counts: steps, tokens, FLOPs and the like, and the last validation.
+        lines: of its `metrics.jsonl`.
+    """
+    sizes = count_parameters(config.model)
+    summary = {
+        "config_hash": config.hash(),
+        "parameters": sizes["total"],
+        "body_parameters": sizes["body"],
+        "flops_per_token": flops_per_token(config.model),
+        **counts,
+        "timing": {
+            name: sum(line["timing"].get(name, 0.0) for line in lines)
+            for name in ("seconds", "validation_seconds")
+        },
+    }
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1))
 
 
 def _circumstances(config: Config, runtime: Runtime) -> dict[str, Any]:

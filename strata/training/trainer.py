@@ -29,7 +29,7 @@ import torch
 
 from strata.config import Config
 from strata.data import IGNORED, Loader, LoaderState, Prepared, document_numbers, prepare
-from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
+from strata.model import Transformer, bits_per_byte, flops_per_token
 from strata.model.float8 import use_float8
 from strata.storage import write_whole
 from strata.training.checkpoint import (
@@ -47,7 +47,7 @@ from strata.training.device import (
     peak_memory,
 )
 from strata.training.distributed import join_processes, parallel_loss
-from strata.training.folder import open_folder, recall_data
+from strata.training.folder import open_folder, recall_data, write_summary
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import SpikeGuard
 from strata.training.logger import RunLogger, read_metrics
@@ -56,7 +56,7 @@ from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
 from strata.training.signals import stop_requests
 from strata.training.step import MicroBatch
-from strata.training.validation import validate
+from strata.training.validation import check_held_out, validate
 
 
 @dataclass(frozen=True)
@@ -200,28 +200,20 @@ class Trainer:
             prefetch=2 if self.runtime.device.type == "cuda" else 0,
             device=self.runtime.device,
         )
-        if self.prepared.validation.n_tokens <= config.model.context_length:
-            raise ValueError(
-                f"the corpus {config.data.corpus!r} holds out "
-                f"{self.prepared.validation.n_tokens} tokens: expected more than "
-                f"model.context_length = {config.model.context_length}; raise "
-                "data.validation_fraction or use more text"
-            )
+        check_held_out(self.prepared.validation, config)
         if self.processes.first:
             open_folder(self.run_dir, config, self.prepared, self.runtime)
 
     def _share(self) -> int:
         """Sequences an update on this process."""
-        training = self.config.training
-        for size in (training.batch_size, training.initial_batch_size):
-            if size % (self.processes.size * max(1, training.micro_batch_size)) and (
-                size == training.batch_size or size % self.processes.size
-            ):
+        training, size = self.config.training, self.processes.size
+        for name in ("batch_size", "initial_batch_size"):
+            if getattr(training, name) % size:
                 raise ValueError(
-                    f"a batch of {size} sequences: expected a multiple of {self.processes.size} "
-                    f"processes times micro-batches of {max(1, training.micro_batch_size)}"
+                    f"training.{name} = {getattr(training, name)}: expected a multiple of the "
+                    f"{size} processes"
                 )
-        return training.batch_size // self.processes.size
+        return training.batch_size // size
 
     def _new_model(self) -> Transformer:
         """The model as the seed makes it; every random number after this follows the seed too."""
@@ -381,29 +373,15 @@ class Trainer:
             write_whole(self.run_dir / "model.safetensors", weights)
         self._call("on_end")
         if self.processes.first:
-            write_whole(
-                self.run_dir / "summary.json", json.dumps(self._summary() | measured, indent=1)
-            )
+            counts = {
+                "steps": self.step,
+                "stopped": self.stopped,
+                "rollbacks": self.guard.rollbacks,
+                "tokens": self.tokens,
+                "flops": self.flops,
+            }
+            write_summary(self.run_dir, self.config, counts | measured, self.metrics)
         self.processes.barrier()
-
-    def _summary(self) -> dict[str, Any]:
-        config, lines = self.config, self.metrics
-        counts = count_parameters(config.model)
-        return {
-            "config_hash": config.hash(),
-            "parameters": counts["total"],
-            "body_parameters": counts["body"],
-            "flops_per_token": flops_per_token(config.model),
-            "steps": self.step,
-            "stopped": self.stopped,
-            "rollbacks": self.guard.rollbacks,
-            "tokens": self.tokens,
-            "flops": self.flops,
-            "timing": {
-                name: sum(line["timing"].get(name, 0.0) for line in lines)
-                for name in ("seconds", "validation_seconds")
-            },
-        }
 
     @contextmanager
     def _log(self) -> Iterator[RunLogger | None]:

@@ -2,12 +2,23 @@
 
 from torch import Tensor
 
+from strata.config import Config
 from strata.data import TokenShards, read_windows, spread_windows
 from strata.model import Transformer, bits_per_byte
 from strata.training.device import Runtime
 from strata.training.distributed import Processes
 
 ROWS = 16  # sequences in a forward pass
+
+
+def check_held_out(shards: TokenShards, config: Config) -> None:
+    """Raise ValueError if the held-out text does not fill one context."""
+    if shards.n_tokens <= config.model.context_length:
+        raise ValueError(
+            f"the corpus {config.data.corpus!r} holds out {shards.n_tokens} tokens: expected more "
+            f"than model.context_length = {config.model.context_length}; raise "
+            "data.validation_fraction or use more text"
+        )
 
 
 def validate(
