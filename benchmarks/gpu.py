@@ -47,14 +47,14 @@ BUDGET = 520.0  # seconds in all; the last part to begin is stopped when they ar
 PARTS: list[tuple[Callable[[Bench], list[Row]], float]] = [
     (check_gradients, 45),
     (time_small, 60),
-    (time_large, 90),
+    (time_large, 80),
     (check_curve, 45),
     (check_masks, 45),
     (check_float8, 30),
-    (time_head, 60),
+    (time_head, 45),
     (time_attention, 45),
-    (time_float8, 90),
-    (time_windows, 60),
+    (time_float8, 80),
+    (time_windows, 45),
 ]
 
 

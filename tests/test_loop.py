@@ -11,7 +11,8 @@ import torch
 
 from strata import Config, Trainer
 from strata.config import TrainingConfig
-from strata.model import flops_per_token
+from strata.data import IGNORED
+from strata.model import Transformer, flops_per_token
 from strata.training import (
     Callback,
     EarlyStopping,
@@ -19,6 +20,7 @@ from strata.training import (
     Profiler,
     build_optimizer,
     read_metrics,
+    train_step,
 )
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import FEWEST, SpikeGuard
@@ -177,7 +179,7 @@ def test_without_a_checkpoint_a_run_goes_back_to_its_beginning(tiny_config, tmp_
     restarted = Trainer(tiny_config, tmp_path / "run", [Poison(1)], progress=False)
     steps = iter(restarted)
     next(steps)
-    restarted._go_back("the test says so")
+    restarted._go_back("the test says so", None)
     assert restarted.step == restarted.tokens == 0
     assert all(torch.equal(start[k], v) for k, v in restarted.model.state_dict().items())
 
@@ -211,6 +213,28 @@ def test_three_losses_far_above_the_usual_are_a_spike_and_two_are_not():
         guard = SpikeGuard(TrainingConfig(spike_deviations=8))
         said = [guard.judge(loss) for loss in [*usual, *high * [4.0], 3.0]]
         assert any(said) == expected
+
+
+def test_no_checkpoint_is_written_inside_a_spike(tiny_config, tmp_path, capsys):
+    """Weights spoiled before a checkpoint is due, so that losses are high and finite after it."""
+    config = tiny_config.override(
+        {"training.max_steps": 30, "training.checkpoint_every": 5, "training.validate_every": 30}
+    )
+
+    class Spoil(Callback):
+        happened = False
+
+        def on_step(self, trainer, result):
+            if result.step == 23 and not self.happened:
+                self.happened = True
+                with torch.no_grad():
+                    trainer.model.embedding.weight.mul_(-3)
+
+    trainer = Trainer(config, tmp_path / "run", [Spoil()], progress=False).fit()
+    assert "at step 26: back to step 20" in capsys.readouterr().err
+    assert trainer.guard.rollbacks == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["wasted_flops"] == pytest.approx(6 / 30 * summary["flops"])
 
 
 def test_a_loss_that_falls_or_wavers_is_no_spike():
@@ -276,9 +300,9 @@ def test_a_run_that_grows_sees_the_same_text_in_other_pieces(tiny_config, tmp_pa
     trainer = Trainer(config, tmp_path / "run", progress=False)
     shapes = []
     update = trainer.memory.update
-    trainer.memory.update = lambda batch, measure: (
+    trainer.memory.update = lambda batch, measure, predicted: (
         shapes.append(tuple(batch[0].shape)),
-        update(batch, measure),
+        update(batch, measure, predicted),
     )[1]
     trainer.fit()
     assert shapes == [(8, 8), (8, 8), (4, 16), (8, 16), *4 * [(4, 32)]]
@@ -293,6 +317,33 @@ def test_a_run_that_grows_sees_the_same_text_in_other_pieces(tiny_config, tmp_pa
 
 
 # Callbacks --------------------------------------------------------------------------------------
+
+
+def test_padding_counts_alike_however_the_batch_is_cut(tiny_config):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 300, (4, 16))
+    targets = tokens.clone()
+    targets[0, 3:] = IGNORED  # one row with few targets
+    gradients = []
+    for pieces in (1, 4):
+        torch.manual_seed(1)
+        model = Transformer(tiny_config.model)
+        optimizer = build_optimizer(model, tiny_config.optimizer)
+        optimizer.step = lambda measure: None
+        parts = list(zip(tokens.chunk(pieces), targets.chunk(pieces), strict=True))
+        training = dataclasses.replace(tiny_config.training, gradient_clip=0.0)
+        loss = train_step(model, optimizer, parts, training)
+        torch.testing.assert_close(loss, model.loss(tokens, targets).detach())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_run_with_document_masks_is_validated_with_them(tiny_config, tmp_path):
+    masked = tiny_config.override({"data.document_masks": True})
+    trainer = Trainer(masked, tmp_path / "run", progress=False).fit()
+    seen = trainer.validate()["validation_loss"]
+    trainer.config = tiny_config
+    assert trainer.validate()["validation_loss"] != seen
 
 
 def test_a_callback_may_end_the_run_and_the_folder_says_why(tiny_config, tmp_path):

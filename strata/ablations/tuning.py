@@ -43,6 +43,8 @@ from strata.ablations.study import alone_in, load_study, open_study
 from strata.config import Config
 from strata.data import prepare
 from strata.training import Callback, Trainer
+from strata.training.guard import Diverged
+from strata.training.memory import is_out_of_memory
 
 Pruning = Literal["median", "halving", "none"]
 
@@ -105,14 +107,20 @@ def tune(
             if outcome.reason:
                 optuna.Trial(study, job.id).set_user_attr("reason", outcome.reason)
             study.tell(job.number, outcome.value, outcome.state)
-            if outcome.state == TrialState.COMPLETE:
-                config.override(study.best_params).save(folder / "best.toml")
             if progress:
                 print(_line(study, job, trials, outcome), file=sys.stderr, flush=True)
-    if not (folder / "best.toml").is_file():
+            _save_best(study, config, folder)
+        _save_best(study, config, folder)
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
         reasons = [one.user_attrs["reason"] for one in study.trials if "reason" in one.user_attrs]
         raise RuntimeError(f"{folder}: no trial was finished; the last says: {reasons[-1]}")
     return study
+
+
+def _save_best(study: Study, config: Config, folder: Path) -> None:
+    """Write `best.toml`, once a trial is finished."""
+    if study.get_trials(states=(TrialState.COMPLETE,)):
+        config.override(study.best_params).save(folder / "best.toml")
 
 
 # ---- Which trial is next -------------------------------------------------------------------------
@@ -210,16 +218,22 @@ def _run_trial(plan: _Plan, job: _Job) -> _Outcome:
     callbacks = [_StopsPoorTrials(study, job)]
     found = []
     try:
-        for folder, config in plan.runs(job).items():
+        runs = plan.runs(job)
+    except ValueError as error:
+        return _Outcome(TrialState.PRUNED, reason=" ".join(str(error).split()))
+    try:
+        for folder, config in runs.items():
             Trainer(config, folder, callbacks, progress=False).fit()
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             found.append(summary["validation_bits_per_byte"])
             callbacks = []
         if not all(map(math.isfinite, found)):
-            raise ValueError("its loss is not finite")
-    except (optuna.TrialPruned, ValueError, RuntimeError) as error:
+            raise Diverged("its loss is not finite")
+    except (optuna.TrialPruned, Diverged) as error:
         return _Outcome(TrialState.PRUNED, reason=" ".join(str(error).split()))
     except Exception as error:
+        if is_out_of_memory(error):
+            return _Outcome(TrialState.PRUNED, reason="it does not fit into memory")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return _Outcome(TrialState.FAIL, reason=reason)
     return _Outcome(TrialState.COMPLETE, float(np.mean(found)))

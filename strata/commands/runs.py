@@ -43,7 +43,7 @@ def train(config: Everything, preset: Positional[str] = "", run_dir: Path | None
     if preset:  # a run that is continued keeps what its configuration says
         config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
     trainer = Trainer(config, folder, callbacks=[SampleWriter()])
-    if trainer.step == config.training.max_steps:
+    if trainer.finished:
         _say(f"finished before, nothing to train: {folder}")
         return
     trainer.fit()

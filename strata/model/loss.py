@@ -16,15 +16,24 @@ from torch import Tensor
 # Targets with this value are left out of the loss, as in torch.nn.functional.cross_entropy.
 IGNORED = -100
 
-# Bytes of float32 logits held at once: what stays in a CPU's cache, what fills a GPU.
+# Bytes of float32 logits held at once: near a CPU's cache, and what fills a GPU.
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30, "mps": 256 << 20}
 # Each chunk also adds to the gradient of the whole head; with fewer positions that would dominate.
 _LEAST_POSITIONS = 256
 
 
 def chunk_length(vocab_size: int, device_type: str) -> int:
-    """Positions whose logits are held at once."""
+    """Positions whose logits are held at once, at most."""
     return max(_LEAST_POSITIONS, _CHUNK_BYTES[device_type] // (4 * vocab_size))
+
+
+def _even_chunk(positions: int, most: int) -> int:
+    """The length of as few chunks as there can be, of about one size: a short one costs a pass
+    over the whole head like any other."""
+    if positions <= most:
+        return positions
+    length = math.ceil(positions / math.ceil(positions / most))
+    return min(most, -(-length // 128) * 128)
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
@@ -47,17 +56,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head = weight.to(dtype)  # (vocab, width)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_gradient = torch.empty_like(hidden) if wanted else None
-        weight_gradient = torch.zeros_like(weight) if wanted else None
+        sums_dtype = _at_least_float32(weight.dtype)
+        weight_gradient = torch.zeros_like(weight, dtype=sums_dtype) if wanted else None
         count = (targets != IGNORED).sum().clamp(min=1)
         total = torch.zeros((), device=hidden.device, dtype=_at_least_float32(dtype))
-        step = chunk_length(weight.shape[0], hidden.device.type)
-        room = _room(min(step, len(targets)), weight, _at_least_float32(dtype))
+        step = _even_chunk(len(targets), chunk_length(weight.shape[0], hidden.device.type))
+        room = _room(step, weight, _at_least_float32(dtype))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), step):
                 part = slice(start, start + step)
                 wants = targets[part]  # (chunk,)
                 kept = wants != IGNORED
-                chunk = (hidden[part] / (cap or 1.0)).to(dtype)  # (chunk, width)
+                chunk = hidden[part] / cap if cap else hidden[part]
+                chunk = chunk.to(dtype)  # (chunk, width)
                 nats, sums, gradient = _chunk(chunk, head, wants.clamp(min=0), cap, room)
                 total += (nats * kept).sum()
                 if hidden_gradient is None or weight_gradient is None:
@@ -67,12 +78,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 gradient = gradient.to(dtype)
                 hidden_gradient[part] = (gradient @ head) * rows
                 chunk = (chunk * ((cap or 1.0) * rows)).to(dtype)
-                if dtype == weight.dtype:
+                if dtype == sums_dtype:
                     weight_gradient.addmm_(gradient.T, chunk)
                 else:
-                    weight_gradient += (gradient.T @ chunk).to(weight.dtype)
-        if wanted:
-            ctx.save_for_backward(hidden_gradient, weight_gradient)
+                    weight_gradient.add_(gradient.T @ chunk)
+        if hidden_gradient is not None and weight_gradient is not None:
+            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return total / count
 
     @staticmethod

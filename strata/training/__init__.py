@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from strata.training.callbacks import EarlyStopping as EarlyStopping
     from strata.training.callbacks import LivePlot as LivePlot
     from strata.training.callbacks import Profiler as Profiler
+    from strata.training.callbacks import StepResult as StepResult
     from strata.training.checkpoint import latest_checkpoint as latest_checkpoint
     from strata.training.device import Runtime as Runtime
     from strata.training.device import choose_runtime as choose_runtime
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
     from strata.training.schedule import Settings as Settings
     from strata.training.schedule import rate_ratio as rate_ratio
     from strata.training.schedule import schedule_at as schedule_at
+    from strata.training.signals import Interrupted as Interrupted
     from strata.training.step import train_step as train_step
-    from strata.training.trainer import Interrupted as Interrupted
-    from strata.training.trainer import StepResult as StepResult
     from strata.training.trainer import Trainer as Trainer
 
 # Imported when first used: a GPU machine that only measures needs no corpus and no tokenizer.
 _NAMES = {
-    "callbacks": ["Callback", "EarlyStopping", "LivePlot", "Profiler"],
+    "callbacks": ["Callback", "EarlyStopping", "LivePlot", "Profiler", "StepResult"],
     "checkpoint": ["latest_checkpoint"],
     "device": ["Runtime", "choose_runtime"],
     "groups": ["group_table"],
@@ -44,8 +44,9 @@ _NAMES = {
     "logger": ["read_metrics"],
     "optimizer": ["Optimizer", "build_optimizer"],
     "schedule": ["Settings", "rate_ratio", "schedule_at"],
+    "signals": ["Interrupted"],
     "step": ["train_step"],
-    "trainer": ["Interrupted", "StepResult", "Trainer"],
+    "trainer": ["Trainer"],
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -7,13 +7,23 @@ Any object with some of `Callback`'s methods will do. `strata.evaluation.SampleW
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from strata.training.trainer import StepResult, Trainer
+    from strata.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update gave: its number, mean loss in nats, and its line in `metrics.jsonl`."""
+
+    step: int
+    loss: float
+    metrics: dict[str, Any]
 
 
 class Callback:
@@ -45,14 +55,19 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int, least: float = 0.0) -> None:
         self.patience, self.least = patience, least
+        self._found: dict[int, float] = {}  # bits per byte by step
 
     def on_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        name, step = "validation_bits_per_byte", metrics["step"]
+        if not self._found:
+            self._found = {line["step"]: line[name] for line in trainer.metrics if name in line}
+        # a run that went back passes the same steps again
+        self._found = {at: bits for at, bits in self._found.items() if at < step}
+        self._found[step] = metrics[name]
         best, waited = float("inf"), 0
-        for line in trainer.metrics:
-            if "validation_bits_per_byte" in line:
-                found = line["validation_bits_per_byte"]
-                waited = 0 if found < best - self.least else waited + 1
-                best = min(best, found)
+        for bits in self._found.values():
+            waited = 0 if bits < best - self.least else waited + 1
+            best = min(best, bits)
         if waited >= self.patience:
             trainer.stop(f"no better than {best:.4f} bits per byte in {waited} validations")
 
@@ -86,19 +101,31 @@ class Profiler(Callback):
     the operators that took longest.
 
     Args:
-        first: the first step that is recorded; those before it warm up.
+        first: the first step that is recorded, from 2 on, since those before it warm up; a run
+            that goes on from a later step is recorded from the next but one.
         steps: how many are.
+
+    Raises:
+        ValueError: if `first` is less than 2.
     """
 
     def __init__(self, first: int = 10, steps: int = 3) -> None:
-        self.first, self.last = first, first + steps - 1
+        if first < 2:
+            raise ValueError(f"first = {first}: expected at least 2, since the first step warms up")
+        self.first, self.left = first, steps
         self._profile: torch.profiler.profile | None = None
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
-        if result.step == self.first - 1:
+        if self._profile is not None:
+            self.left -= 1
+            if not self.left:
+                self.on_end(trainer)
+        elif self.left and result.step >= self.first - 1:
             self._profile = torch.profiler.profile(profile_memory=True)
             self._profile.start()
-        elif result.step == self.last and self._profile is not None:
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._profile is not None:
             self._profile.stop()
             folder = trainer.run_dir / "profile"
             folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ Each process holds the whole model, sees its share of every batch, and Distribut
 averages the gradients while the backward pass runs. One process is the same code without it.
 """
 
+import atexit
 import datetime
 import os
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ def join_processes(device: torch.device) -> Processes:
         # the others wait while the first prepares the text, which may take hours
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=24))
+        atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
@@ -83,13 +85,17 @@ class LossModule(nn.Module):
 def parallel_loss(
     model: Transformer, processes: Processes, compiled: bool
 ) -> Callable[..., Tensor]:
-    """The function (tokens, targets, …) -> loss whose backward pass averages over processes."""
+    """The function (tokens, targets, …) -> loss whose backward pass averages over processes.
+
+    Compiled, each shape gets kernels of its own, of which a run has few: kernels for any shape
+    would be slower for the rest of the run.
+    """
     if processes.size == 1:
-        return torch.compile(model.loss) if compiled else model.loss
+        return torch.compile(model.loss, dynamic=False) if compiled else model.loss
     module: nn.Module = LossModule(model)
     if compiled:
-        module.compile()
-    return DistributedDataParallel(module)
+        module.compile(dynamic=False)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def without_averaging(loss_function: Any, until: bool) -> AbstractContextManager[None]:

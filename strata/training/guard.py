@@ -10,10 +10,20 @@ from collections import deque
 from typing import Any
 
 from strata.config import TrainingConfig
+from strata.model import Transformer
 
 WINDOW = 64  # losses that say what is usual
 FEWEST = 16  # before so many, nothing is usual
 PATIENCE = 3  # one batch may be odd, three in a row are not
+
+
+class Diverged(RuntimeError):
+    """The run left its course more often than `training.max_rollbacks` allows."""
+
+
+def are_finite(model: Transformer) -> bool:
+    """Whether weights are worth keeping; of others a run would never come free again."""
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 class SpikeGuard:
@@ -28,6 +38,11 @@ class SpikeGuard:
         self._usual: deque[float] = deque(maxlen=WINDOW)
         self._above = 0
         self.rollbacks = 0
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the last losses may be the beginning of a spike: no state to be kept."""
+        return self._above > 0
 
     def judge(self, loss: float, gradient_norm: float = 0.0) -> str:
         """What is wrong with the run after this step, in words; empty where nothing is.

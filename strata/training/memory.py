@@ -38,11 +38,11 @@ class Memory:
         self._alone = True
         self.micro_batch_size = config.training.micro_batch_size or share
 
-    def update(self, batch: MicroBatch, measure: bool = False) -> float:
+    def update(self, batch: MicroBatch, measure: bool = False, predicted: float = 0.0) -> float:
         """One update from a batch; the mean loss in nats.
 
         Args:
-            measure: see `train_step`.
+            measure, predicted: see `train_step`.
 
         Raises:
             RuntimeError: if not even one sequence fits.
@@ -53,7 +53,10 @@ class Memory:
             try:
                 pieces = split_batch(batch, self.micro_batch_size * pieces_in_context)
                 training, optimizer = self._config.training, self._optimizer
-                return train_step(self._loss_function, optimizer, pieces, training, measure).item()
+                loss = train_step(
+                    self._loss_function, optimizer, pieces, training, measure, predicted
+                )
+                return loss.item()
             except (RuntimeError, MemoryError) as error:
                 began_update = self._optimizer.updates > updates  # which cannot be done again
                 if not is_out_of_memory(error) or began_update or not self._alone:
@@ -88,7 +91,7 @@ class Memory:
     def _halve(self) -> None:
         if self.micro_batch_size == 1:
             raise RuntimeError(
-                "not even one sequence fits into memory: lower model.context_length or take a "
+                "out of memory: not even one sequence fits; lower model.context_length or take a "
                 "smaller model"
             )
         self.micro_batch_size //= 2

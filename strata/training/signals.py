@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved and the same call continues it."""
+
+
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a request that is met after the update under way."""
-    stop = threading.Event()
+def stop_requests(stop: threading.Event) -> Iterator[None]:
+    """Within the block, turn the first Ctrl-C into a request: `stop` is set. A second raises."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread alone
+        yield  # signals reach the main thread alone
         return
 
     def request(number: int, frame: object) -> None:
@@ -21,7 +24,7 @@ def stop_requests() -> Iterator[threading.Event]:
 
     before = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from strata.data import IGNORED, Loader, LoaderState, Prepared, document_numbers
 from strata.model import Transformer, bits_per_byte, flops_per_token
 from strata.model.float8 import use_float8
 from strata.storage import write_whole
+from strata.training.callbacks import StepResult
 from strata.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -49,27 +49,14 @@ from strata.training.device import (
 from strata.training.distributed import join_processes, parallel_loss
 from strata.training.folder import open_folder, recall_data, write_summary
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
-from strata.training.guard import SpikeGuard
+from strata.training.guard import Diverged, SpikeGuard, are_finite
 from strata.training.logger import RunLogger, read_metrics
 from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
-from strata.training.signals import stop_requests
+from strata.training.signals import Interrupted, stop_requests
 from strata.training.step import MicroBatch
 from strata.training.validation import check_held_out, validate
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one update gave: its number, mean loss in nats, and its line in `metrics.jsonl`."""
-
-    step: int
-    loss: float
-    metrics: dict[str, Any]
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved and the same call continues it."""
 
 
 class Trainer:
@@ -107,8 +94,8 @@ class Trainer:
             self._open()
 
         self.model = self._new_model()
-        if self.runtime.float8:
-            use_float8(self.model)
+        if self.runtime.float8 and (left := use_float8(self.model)) and self.progress:
+            print(f"in bfloat16, not float8, for their sizes: {', '.join(left)}", file=sys.stderr)
         self.optimizer = build_optimizer(
             self.model, config.optimizer, self.runtime.compile, self.runtime.dtype
         )
@@ -118,6 +105,9 @@ class Trainer:
         self.step = self.tokens = 0
         self.flops = 0.0
         self.stopped = ""
+        self.wasted_flops = 0.0
+        self._due = False  # a checkpoint, which may have to wait until the loss is itself again
+        self._interrupt = threading.Event()
         self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
             summary = json.loads((self.run_dir / "summary.json").read_text())
@@ -148,18 +138,19 @@ class Trainer:
         Raises:
             Interrupted: after a Ctrl-C, once the state is saved. A second Ctrl-C does not wait.
         """
-        for _ in self:
-            pass
+        with stop_requests(self._interrupt):
+            for _ in self:
+                pass
         return self
 
     def __iter__(self) -> Iterator[StepResult]:
         """Train, and yield after each update."""
         if self.finished:
             return
-        with stop_requests() as interrupt:
+        with self._log() as log:
             while self.step < self.config.training.max_steps and not self.stopped:
-                with self._log() as log:
-                    yield from self._train(log, interrupt)
+                if result := self._advance(log):
+                    yield result
         self.loader.close()
         self._finish()
 
@@ -176,6 +167,7 @@ class Trainer:
             self._byte_lengths,
             self.runtime,
             self.processes,
+            self.tokenizer.document_separator if self.config.data.document_masks else None,
         )
         self._validated = self.step, measured
         return measured
@@ -220,35 +212,38 @@ class Trainer:
         torch.manual_seed(self.config.training.seed)
         return Transformer(self.config.model).to(self.runtime.device)
 
-    def _train(self, log: RunLogger | None, interrupt: threading.Event) -> Iterator[StepResult]:
-        """Update after update, to the end or until the guard sends the run back."""
+    def _advance(self, log: RunLogger | None) -> StepResult | None:
+        """One update and all that follows from it; None if the guard sent the run back instead."""
         training = self.config.training
-        while self.step < training.max_steps and not self.stopped:
+        with stop_requests(self._interrupt):
             result = self._train_one()
             if wrong := self.guard.judge(result.loss, result.metrics["gradient_norm"]):
-                self._go_back(wrong)
-                return
+                self._go_back(wrong, log)
+                return None
             if log is not None:
                 log.log(result.metrics)
             self._call("on_step", result)
             if "validation_loss" in result.metrics:
                 self._call("on_validation", result.metrics)
             # a signal or a callback reaches one process, but all of them must stop at one step
-            asked = self.processes.total(float(bool(self.stopped)), float(interrupt.is_set()))
-            if asked[0] and not self.stopped:
+            stopped, interrupted = self.processes.total(
+                float(bool(self.stopped)), float(self._interrupt.is_set())
+            )
+            if stopped and not self.stopped:
                 self.stopped = "by the first process"
-            last = self.step == training.max_steps or self.stopped
-            due = training.checkpoint_every and self.step % training.checkpoint_every == 0
-            if (due or asked[1] or last) and not self._weights_are_finite():
-                self._go_back("a weight is no number")
-                return
-            if (due or asked[1]) and not last:
+            last = self.step == training.max_steps or bool(self.stopped)
+            every = training.checkpoint_every
+            self._due |= bool(interrupted) or bool(every and self.step % every == 0)
+            if (self._due or last) and not are_finite(self.model):
+                self._go_back("a weight is no number", log)
+                return None
+            if self._due and not last and not self.guard.suspicious:
                 if log is not None:
                     log.sync()
                 self._checkpoint()
-            if asked[1] and not last:
+            if interrupted and not last:
                 raise Interrupted(f"stopped after step {self.step}; run again to continue")
-            yield result
+        return result
 
     def _train_one(self) -> StepResult:
         """One update with its numbers."""
@@ -256,13 +251,15 @@ class Trainer:
         self.step += 1
         self.model.train()
         batch = self._next_batch()
+        targets = batch[1][batch[1] != IGNORED]
+        predicted, n_bytes = self.processes.total(
+            float(targets.numel()), float(self._byte_lengths[targets].sum())
+        )
         settings = schedule_at(self.step, self.config)
         self.optimizer.set_schedule(settings)
         measure = bool(training.measure_every) and self.step % training.measure_every == 0
-        loss = self.memory.update(batch, measure)
-        targets = batch[1][batch[1] != IGNORED]
-        mine = float(targets.numel()), float(self._byte_lengths[targets].sum())
-        loss, predicted, n_bytes = self.processes.total(loss / self.processes.size, *mine)
+        mine = self.memory.update(batch, measure, predicted / self.processes.size)
+        loss = self.processes.total(mine)[0] / self.processes.size
         seconds = time.perf_counter() - started
         tokens = batch[0].numel() * self.processes.size
         model = dataclasses.replace(self.config.model, context_length=batch[0].shape[1])
@@ -302,20 +299,22 @@ class Trainer:
         batch = self.loader.next(batch_size_at(self.step, training) // self.processes.size)
         tensors: MicroBatch = batch
         if self.config.data.document_masks:
-            separator = self.tokenizer.document_separator
-            tensors = (*batch, document_numbers(batch.tokens, separator))
+            tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
+            documents = document_numbers(tokens, self.tokenizer.document_separator)
+            tensors = (*batch, documents)
         length = context_length_at(self.step, training, context)
         return tuple(cut_sequences(tensor, length) for tensor in tensors)
 
-    def _go_back(self, wrong: str) -> None:
+    def _go_back(self, wrong: str, log: RunLogger | None) -> None:
         """Return to the last good state, and leave out the data read since.
 
         Raises:
-            RuntimeError: if the run has gone back `training.max_rollbacks` times already.
+            Diverged: if the run has gone back `training.max_rollbacks` times already.
         """
         where, rollbacks = self.step, self.guard.rollbacks + 1
+        spent = self.flops + self.wasted_flops
         if rollbacks > self.config.training.max_rollbacks:
-            raise RuntimeError(
+            raise Diverged(
                 f"{wrong} at step {where}: lower optimizer.learning_rate or raise "
                 "training.warmup_steps"
             )
@@ -328,6 +327,10 @@ class Trainer:
             self.flops = 0.0
             self.guard = SpikeGuard(self.config.training)
         self.guard.rollbacks = rollbacks
+        self.wasted_flops = spent - self.flops
+        self._due = False
+        if log is not None:
+            log.rewind(self.step)
         if self.processes.first:
             print(
                 f"{wrong} at step {where}: back to step {self.step}, and on without the batches "
@@ -335,24 +338,23 @@ class Trainer:
                 file=sys.stderr,
             )
 
-    def _weights_are_finite(self) -> bool:
-        """Whether the model is worth keeping; one that is not would be gone back to for ever."""
-        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
-
     def _restore(self, checkpoint: Path) -> LoaderState:
         """Take a checkpoint's state, all but the loader's position, which is returned."""
         state = load_checkpoint(checkpoint, self.model, self.optimizer)
         self.step, counts = state["step"], state["counts"]
         self.tokens, self.flops = counts["tokens"], counts["flops"]
+        self.wasted_flops = counts["wasted_flops"]
         self.guard.load_state_dict(counts["guard"])
         position: LoaderState = state["loader"]
         return position
 
     def _checkpoint(self) -> None:
+        self._due = False
         if self.processes.first:
             counts = {
                 "tokens": self.tokens,
                 "flops": self.flops,
+                "wasted_flops": self.wasted_flops,
                 "guard": self.guard.state_dict(),
             }
             position = self.loader.state_dict()
@@ -379,6 +381,7 @@ class Trainer:
                 "rollbacks": self.guard.rollbacks,
                 "tokens": self.tokens,
                 "flops": self.flops,
+                "wasted_flops": self.wasted_flops,
             }
             write_summary(self.run_dir, self.config, counts | measured, self.metrics)
         self.processes.barrier()

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from strata.config import Config
-from strata.data import TokenShards, read_windows, spread_windows
+from strata.data import TokenShards, document_numbers, read_windows, spread_windows
 from strata.model import Transformer, bits_per_byte
 from strata.training.device import Runtime
 from strata.training.distributed import Processes
@@ -28,12 +28,14 @@ def validate(
     byte_lengths: Tensor,
     runtime: Runtime,
     processes: Processes,
+    separator: int | None = None,
 ) -> dict[str, float]:
     """Loss in nats a token and bits per byte on sequences spread evenly over the held-out text.
 
     Args:
         sequences: how many of `context_length` tokens, shared among the processes.
         byte_lengths: (vocab,) bytes that each token stands for.
+        separator: stands before each document; given, tokens read from their own one alone.
     """
     length = model.config.context_length
     numbers = spread_windows(shards, sequences, length)[processes.rank :: processes.size]
@@ -41,8 +43,10 @@ def validate(
     model.eval()
     for start in range(0, len(numbers), ROWS):
         tokens, targets = read_windows(shards, numbers[start : start + ROWS], length)
+        there = tokens.to(runtime.device)
+        documents = None if separator is None else document_numbers(there, separator)
         with runtime.autocast():
-            losses, _ = model.score(tokens.to(runtime.device), targets.to(runtime.device))
+            losses, _ = model.score(there, targets.to(runtime.device), documents)
         nats += losses.cpu().double().sum().item()  # MPS has no float64
         n_tokens += targets.numel()
         n_bytes += int(byte_lengths[targets].sum())
