@@ -27,6 +27,7 @@ GPT3_RECIPE: dict[str, Any] = {
     "optimizer.scalar_learning_rate": 0.0,
     "optimizer.weight_decay": 0.1,
     "optimizer.beta2": 0.95,
+    "optimizer.normalise_rows": False,
     "training.schedule": "cosine",
     "training.decay_fraction": 260 / 300,
     "training.final_rate_ratio": 0.1,

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,10 @@ class Trainer:
         """Train, and yield after each update."""
         if self.finished:
             return
-        with self._log() as log:
-            while self.step < self.config.training.max_steps and not self.stopped:
+        steps = self.config.training.max_steps
+        logger = RunLogger(self.run_dir, self.step, steps, self.progress)
+        with logger if self.processes.first else nullcontext() as log:
+            while self.step < steps and not self.stopped:
                 if result := self._advance(log):
                     yield result
         self.loader.close()
@@ -385,16 +387,6 @@ class Trainer:
             }
             write_summary(self.run_dir, self.config, counts | measured, self.metrics)
         self.processes.barrier()
-
-    @contextmanager
-    def _log(self) -> Iterator[RunLogger | None]:
-        """The logger, on the first process."""
-        if not self.processes.first:
-            yield None
-            return
-        steps = self.config.training.max_steps
-        with RunLogger(self.run_dir, self.step, steps, self.progress) as log:
-            yield log
 
     def _call(self, name: str, *arguments: Any) -> None:
         for callback in self.callbacks if self.processes.first else ():
