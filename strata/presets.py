@@ -1,6 +1,6 @@
 """The named configurations: two recipes at many sizes, each a difference from the defaults.
 
-`strata/config.py` says what each field means, and its defaults are the Strata recipe at the size
+`strata/sections.py` says what each field means, and its defaults are the Strata recipe at the size
 of `nano`. Here stands what the other names change: larger sizes of the same recipe, and GPT-3's
 recipe at the eight sizes of its paper.
 """

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from small_models import random_model, random_tokens
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from strata.config import Config, ModelConfig
-from strata.model import Transformer, attention, flops_per_token, masks
+from strata.model import attention, flops_per_token, masks
 from strata.model.attention import Attention, rotation
 from strata.model.masks import boolean_mask, make_masks, sees_whole
 
@@ -27,20 +28,6 @@ def config_of(**changes: object) -> ModelConfig:
 
 WINDOWED = config_of(window_length=5, full_attention_every=2)  # windows in layer 0 alone
 NARROW = config_of(window_length=3, full_attention_every=9)  # in all but the last
-
-
-def random_model(config: ModelConfig) -> Transformer:
-    """A model in which no parameter is zero, as after some training."""
-    torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def random_tokens(rows: int, columns: int = TIME) -> torch.Tensor:
-    return torch.randint(0, 300, (rows, columns), generator=torch.Generator().manual_seed(1))
 
 
 def two_documents(rows: int, cut: int = 9) -> torch.Tensor:
@@ -96,7 +83,7 @@ def test_attention_equals_a_softmax_by_hand(window, packed, kernel, request):
 @pytest.mark.parametrize("config", [config_of(), WINDOWED, NARROW], ids=["whole", "two", "one"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_flex_attention_gives_the_models_logits_that_sdpa_gives(config, packed, request):
-    model, tokens = random_model(config).requires_grad_(False), random_tokens(2)
+    model, tokens = random_model(config).requires_grad_(False), random_tokens(2, TIME)
     documents = two_documents(2) if packed else None
     plain = model.hidden(tokens, documents=documents)
     request.getfixturevalue("flex_on_cpu")
@@ -104,7 +91,7 @@ def test_flex_attention_gives_the_models_logits_that_sdpa_gives(config, packed, 
 
 
 def test_flex_attention_takes_autocasts_mixed_types(flex_on_cpu):
-    model, tokens = random_model(WINDOWED).requires_grad_(False), random_tokens(2)
+    model, tokens = random_model(WINDOWED).requires_grad_(False), random_tokens(2, TIME)
     exact = model.hidden(tokens)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model.hidden(tokens)
@@ -126,7 +113,7 @@ def test_flex_attention_gives_the_gradients_that_sdpa_gives(monkeypatch):
 
 def test_what_stands_outside_the_window_does_not_change_a_logit():
     """Two layers of windows of 3 reach 4 back, and the last layer alone sees all."""
-    model, tokens = random_model(NARROW), random_tokens(1)
+    model, tokens = random_model(NARROW), random_tokens(1, TIME)
     changed = tokens.clone()
     changed[0, :6] = (changed[0, :6] + 1) % 300
 
@@ -146,8 +133,8 @@ def test_what_stands_outside_the_window_does_not_change_a_logit():
 
 
 def test_what_stands_in_another_document_changes_nothing():
-    model, tokens, documents = random_model(WINDOWED), random_tokens(2), two_documents(2)
-    targets = random_tokens(2).roll(1, 1)
+    model, tokens, documents = random_model(WINDOWED), random_tokens(2, TIME), two_documents(2)
+    targets = random_tokens(2, TIME).roll(1, 1)
     changed = tokens.clone()
     changed[:, :9] = (changed[:, :9] + 1) % 300  # all of row 0's first document
     with torch.no_grad():
@@ -164,7 +151,11 @@ def test_what_stands_in_another_document_changes_nothing():
 
 def test_a_document_reads_as_it_does_alone_but_for_where_it_stands():
     """Rotary positions are relative, so a document packed behind another is unchanged by it."""
-    model, tokens, documents = random_model(WINDOWED).double(), random_tokens(1), two_documents(1)
+    model, tokens, documents = (
+        random_model(WINDOWED).double(),
+        random_tokens(1, TIME),
+        two_documents(1),
+    )
     with torch.no_grad():
         packed = model.hidden(tokens, documents=documents)[:, 9:]
         alone = model.hidden(tokens[:, 9:])
@@ -174,7 +165,7 @@ def test_a_document_reads_as_it_does_alone_but_for_where_it_stands():
 @pytest.mark.parametrize("config", [WINDOWED, NARROW], ids=["some", "most"])
 @pytest.mark.parametrize("pieces", [[TIME], [7, 1, 1, 15], [1] * TIME])
 def test_windows_hold_when_reading_with_the_cache(config, pieces):
-    model, tokens = random_model(config).double(), random_tokens(2)
+    model, tokens = random_model(config).double(), random_tokens(2, TIME)
     cache = model.new_cache(2)
     with torch.no_grad():
         whole = model(tokens)
@@ -183,7 +174,7 @@ def test_windows_hold_when_reading_with_the_cache(config, pieces):
 
 
 def test_a_heads_pattern_shows_the_window():
-    model, tokens = random_model(WINDOWED), random_tokens(1)
+    model, tokens = random_model(WINDOWED), random_tokens(1, TIME)
     narrow, whole = (model.attention_pattern(tokens, layer, head=0) for layer in (0, 1))
     assert torch.equal(narrow > 0, seen_by_hand(5, None, 1)[0])
     assert torch.equal(whole > 0, seen_by_hand(0, None, 1)[0])
@@ -228,7 +219,7 @@ def test_a_mask_is_made_once_for_each_kind_of_layer_and_none_where_none_is_neede
         return boolean_mask(*arguments, **named)
 
     monkeypatch.setattr(masks, "boolean_mask", counting)
-    tokens, documents = random_tokens(2), two_documents(2)
+    tokens, documents = random_tokens(2, TIME), two_documents(2)
     random_model(config_of()).hidden(tokens)
     assert len(made) == 0
     random_model(config_of(n_layers=6)).hidden(tokens, documents=documents)
@@ -239,7 +230,7 @@ def test_a_mask_is_made_once_for_each_kind_of_layer_and_none_where_none_is_neede
 
 
 def test_documents_of_another_shape_or_with_a_cache_are_refused():
-    model, tokens = random_model(config_of()), random_tokens(2)
+    model, tokens = random_model(config_of()), random_tokens(2, TIME)
     with pytest.raises(ValueError, match=r"documents \(1, 24\): expected .* \(2, 24\)"):
         model.hidden(tokens, documents=two_documents(1))
     with pytest.raises(ValueError, match="no cache"):
@@ -260,7 +251,7 @@ def test_the_model_compiles_into_one_graph_and_only_once(config, packed):
     model = random_model(config)
     compiled = torch.compile(model.hidden, fullgraph=True, backend="aot_eager")
     for step in range(3):
-        tokens = random_tokens(2).roll(step, 1)
+        tokens = random_tokens(2, TIME).roll(step, 1)
         documents = two_documents(2, cut=4 + 5 * step) if packed else None
         results = []
         for hidden in (model.hidden, compiled):
@@ -279,7 +270,7 @@ def test_block_masks_are_made_inside_the_compiled_graph(flex_on_cpu):
     model = random_model(SHALLOW).requires_grad_(False)
     compiled = torch.compile(model.hidden, fullgraph=True, backend="aot_eager")
     for step in range(3):
-        tokens = random_tokens(2).roll(step, 1)
+        tokens = random_tokens(2, TIME).roll(step, 1)
         documents = two_documents(2, cut=4 + 5 * step)
         expected = model.hidden(tokens, documents=documents)
         if step == 1:

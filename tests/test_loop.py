@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from two_processes import run_on_two_processes
 
 from strata import Config, Trainer
 from strata.config import TrainingConfig
@@ -373,20 +372,16 @@ def test_early_stopping_waits_for_as_many_validations_as_it_is_told(tiny_config,
 
 def test_two_processes_stop_at_one_step(tiny_config, tmp_path):
     tiny_config.save(tmp_path / "config.toml")
-    script = tmp_path / "train.py"
-    script.write_text(
+    run_on_two_processes(
+        tmp_path / "train.py",
         "from strata import Config, Trainer\n"
         "from strata.training import Callback\n"
         "class Enough(Callback):\n"
         "    def on_step(self, trainer, result):\n"
         "        if result.step == 3: trainer.stop('enough')\n"
         f"config = Config.load({str(tmp_path / 'config.toml')!r})\n"
-        f"Trainer(config, {str(tmp_path / 'run')!r}, [Enough()], progress=False).fit()\n"
+        f"Trainer(config, {str(tmp_path / 'run')!r}, [Enough()], progress=False).fit()\n",
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["stopped"]) == (3, "enough")
 

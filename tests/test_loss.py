@@ -4,39 +4,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from small_models import RECIPES, STRATA, random_model, random_tokens
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from strata.config import Config
-from strata.model import Transformer
 from strata.model.loss import chunk_length, chunked_cross_entropy, soft_cap
 from strata.training.distributed import LossModule
-
-SIZE = {
-    "model.vocab_size": 300,
-    "model.n_layers": 2,
-    "model.n_heads": 2,
-    "model.width": 32,
-    "model.context_length": 16,
-}
-STRATA = Config.preset("nano").override(SIZE).model
-GPT3 = Config.preset("gpt3-small").override({**SIZE, "model.head_dim": 0}).model
-RECIPES = pytest.mark.parametrize("config", [STRATA, GPT3], ids=["strata", "gpt3"])
-
-
-def random_model(config):
-    """A model in which no parameter is zero, as after some training."""
-    torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def random_tokens(rows, columns):
-    return torch.randint(0, 300, (rows, columns), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("cap", [0.0, 2.0, 60.0])

@@ -4,36 +4,12 @@ import math
 
 import pytest
 import torch
+from small_models import GPT3, RECIPES, SIZE, STRATA, random_model, random_tokens
 
-from strata.config import Config, ModelConfig
+from strata.config import Config
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
 from strata.model.attention import rotate, rotation
 from strata.model.loss import score_targets
-
-SIZE = {
-    "model.vocab_size": 300,
-    "model.n_layers": 2,
-    "model.n_heads": 2,
-    "model.width": 32,
-    "model.context_length": 16,
-}
-STRATA = Config.preset("nano").override(SIZE).model
-GPT3 = Config.preset("gpt3-small").override({**SIZE, "model.head_dim": 0}).model
-RECIPES = pytest.mark.parametrize("config", [STRATA, GPT3], ids=["strata", "gpt3"])
-
-
-def random_model(config: ModelConfig) -> Transformer:
-    """A model in which no parameter is zero, as after some training."""
-    torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def random_tokens(rows: int, columns: int) -> torch.Tensor:
-    return torch.randint(0, 300, (rows, columns), generator=torch.Generator().manual_seed(1))
 
 
 def test_parameters_of_the_gpt3_recipe_match_a_count_by_hand():

@@ -2,14 +2,13 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from two_processes import run_on_two_processes
 
 from strata.config import Config, OptimizerConfig
 from strata.model import Transformer
@@ -636,10 +635,8 @@ dist.destroy_process_group()
 
 
 def test_sharded_updates_equal_whole_ones_where_rows_divide_evenly_and_where_not(tmp_path):
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal on") == 2  # two processes may write into one line
+    said = run_on_two_processes(
+        tmp_path / "sharded.py",
+        SHARDED,
+    )
+    assert said.count("equal on") == 2  # two processes may write into one line

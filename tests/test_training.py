@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from two_processes import run_on_two_processes
 
 from strata.config import Config, OptimizerConfig, TrainingConfig
 from strata.evaluation import SampleWriter
@@ -200,16 +201,12 @@ def test_two_processes_see_the_batches_of_one_and_agree_to_rounding(
     whole_run, tiny_config, tmp_path
 ):
     tiny_config.save(tmp_path / "config.toml")
-    script = tmp_path / "train.py"
-    script.write_text(
+    run_on_two_processes(
+        tmp_path / "train.py",
         "from strata import Config, Trainer\n"
         f"config = Config.load({str(tmp_path / 'config.toml')!r})\n"
-        f"Trainer(config, {str(tmp_path / 'run')!r}, progress=False).fit()\n"
+        f"Trainer(config, {str(tmp_path / 'run')!r}, progress=False).fit()\n",
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
     ours, theirs = read_metrics(whole_run), read_metrics(tmp_path / "run")
     assert [line["step"] for line in theirs] == list(range(1, 9))
     for one, two in zip(ours, theirs, strict=True):

@@ -6,8 +6,8 @@ machines.py  this machine and others
 
 A command imports what it needs, calls the package that does the work, and prints where the result
 lies. Nothing else is decided here: options are the functions' parameters and, for the
-configuration, the fields of the classes in `strata/config.py`. `strata/cli.py` turns arguments into
-the call.
+configuration, the fields of the classes in `strata/sections.py`. `strata/cli.py` turns arguments
+into the call.
 
 Packages that take long to load (torch, numba, matplotlib) are imported inside the commands.
 """

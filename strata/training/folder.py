@@ -134,7 +134,7 @@ def code_hash() -> str:
     folders = ("tokenizer", "data", "model", "training")
     paths = [path for folder in folders for path in sorted((package / folder).glob("*.py"))]
     digest = hashlib.sha256()
-    for path in [package / "config.py", *paths]:
+    for path in [package / "config.py", package / "sections.py", *paths]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
