@@ -166,6 +166,14 @@ def test_ctrl_c_saves_stops_and_continues(whole_run, tiny_config, tmp_path):
     assert_same_run(whole_run, tmp_path / "run")
 
 
+def test_the_trainer_that_was_stopped_goes_on_itself(whole_run, tiny_config, tmp_path):
+    trainer = Trainer(tiny_config, tmp_path / "run", [PressCtrlC()], progress=False)
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert trainer.fit().step == 8
+    assert_same_run(whole_run, tmp_path / "run")
+
+
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     whole_run, tiny_config, tmp_path, capsys
 ):

@@ -244,6 +244,7 @@ class Trainer:
                     log.sync()
                 self._checkpoint()
             if interrupted and not last:
+                self._interrupt.clear()
                 raise Interrupted(f"stopped after step {self.step}; run again to continue")
         return result
 
