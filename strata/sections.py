@@ -209,6 +209,11 @@ class TrainingConfig:
     checkpoint_every: int = number(100, low=0)
     # Checkpoints kept, newest first.
     keep_checkpoints: int = number(2, low=1)
+    # Updates between checkpoints that are kept for good; 0 = none is.
+    keep_every: int = number(0, low=0)
+    # What a full disk or a lost folder does to the run: "stop" ends it cleanly, "continue" trains
+    # on, holds the log in memory and tries again at the next checkpoint.
+    on_write_failure: Literal["stop", "continue"] = "stop"
     # Updates between validations; the last update is always followed by one.
     validate_every: int = number(25, low=1)
     # Held-out sequences of context_length tokens in a validation.
@@ -224,6 +229,9 @@ class TrainingConfig:
     # Arithmetic of matrix products; "auto" takes bfloat16 where the chip has it in hardware, and
     # "float8" in the blocks of models wide enough to gain by it (training/device.py).
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
+    # What several processes share: "ddp" the batch, "fsdp" the model too (FSDP2), "hsdp" the model
+    # within a node; "auto" takes the first that fits the memory (training/distributed.py).
+    parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
     # torch.compile; "auto" compiles on CUDA, where it pays for itself.
     compile: Literal["auto", "on", "off"] = "auto"
     # CPU threads; 0 = one a core.

@@ -8,6 +8,7 @@ averages the gradients while the backward pass runs. One process is the same cod
 
 import atexit
 import datetime
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +25,17 @@ from strata.model import Transformer
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """This process among those of the run.
+
+    Attributes:
+        control: a gloo group of all of them, for what is not on a GPU; None for one process.
+        saving: another, for the thread that writes checkpoints while training goes on.
+    """
 
     rank: int = 0
     size: int = 1
+    control: Any = None
+    saving: Any = None
 
     @property
     def first(self) -> bool:
@@ -46,6 +54,14 @@ class Processes:
     def least(self, value: float) -> float:
         """The smallest value that any process has."""
         return self._combine([value], dist.ReduceOp.MIN)[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def _combine(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
@@ -68,7 +84,12 @@ def join_processes(device: torch.device) -> Processes:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=24))
         atexit.register(dist.destroy_process_group)
-    return Processes(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size(), *_control_groups())
+
+
+@functools.cache
+def _control_groups() -> tuple[Any, Any]:
+    return dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
 
 
 class LossModule(nn.Module):
