@@ -51,7 +51,7 @@ def assert_equal_to_rounding(run, undisturbed):
     ours, theirs = read_metrics(run), read_metrics(undisturbed)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for name in ("loss", "validation_bits_per_byte"):
-        mine, others = ([line[name] for line in run if name in line] for run in (ours, theirs))
+        mine, others = ([line[name] for line in lines if name in line] for lines in (ours, theirs))
         assert mine == pytest.approx(others, rel=1e-5)
 
 
