@@ -15,7 +15,6 @@ making the same `Trainer` again; it then does what the first one would have done
 import dataclasses
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -50,11 +49,12 @@ from strata.training.distributed import join_processes, parallel_loss
 from strata.training.folder import open_folder, recall_data, write_summary
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import Diverged, SpikeGuard, are_finite
+from strata.training.lock import OneWriter
 from strata.training.logger import RunLogger, read_metrics
 from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
-from strata.training.signals import Interrupted, stop_requests
+from strata.training.signals import Requests
 from strata.training.step import MicroBatch
 from strata.training.validation import check_held_out, validate
 
@@ -87,8 +87,10 @@ class Trainer:
         apply_runtime(self.runtime)
         self.processes = join_processes(self.runtime.device)
         self.progress = progress and self.processes.first
+        self.requests, self._writer = Requests(), OneWriter(self.run_dir)
         if self.processes.first:  # the others wait, and find the cache filled
-            self._open()
+            with nullcontext() if self.finished else self._writer:
+                self._open()
         self.processes.barrier()
         if not self.processes.first:
             self._open()
@@ -107,7 +109,6 @@ class Trainer:
         self.stopped = ""
         self.wasted_flops = 0.0
         self._due = False  # a checkpoint, which may have to wait until the loss is itself again
-        self._interrupt = threading.Event()
         self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
             summary = json.loads((self.run_dir / "summary.json").read_text())
@@ -136,17 +137,22 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Interrupted: after a Ctrl-C, once the state is saved. A second Ctrl-C does not wait.
+            Interrupted: after a signal that asks to stop (signals.py), once the state is saved.
+            OSError: if nothing can be written any more; says what the run can go on from.
         """
-        with stop_requests(self._interrupt):
+        with self.requests:
             for _ in self:
                 pass
         return self
 
     def __iter__(self) -> Iterator[StepResult]:
         """Train, and yield after each update."""
-        if self.finished:
-            return
+        self._writer.check()
+        if not self.finished:
+            with self._writer.training() if self.processes.first else nullcontext():
+                yield from self._train()
+
+    def _train(self) -> Iterator[StepResult]:
         steps = self.config.training.max_steps
         logger = RunLogger(self.run_dir, self.step, steps, self.progress)
         with logger if self.processes.first else nullcontext() as log:
@@ -217,7 +223,7 @@ class Trainer:
     def _advance(self, log: RunLogger | None) -> StepResult | None:
         """One update and all that follows from it; None if the guard sent the run back instead."""
         training = self.config.training
-        with stop_requests(self._interrupt):
+        with self.requests:
             result = self._train_one()
             if wrong := self.guard.judge(result.loss, result.metrics["gradient_norm"]):
                 self._go_back(wrong, log)
@@ -228,14 +234,12 @@ class Trainer:
             if "validation_loss" in result.metrics:
                 self._call("on_validation", result.metrics)
             # a signal or a callback reaches one process, but all of them must stop at one step
-            stopped, interrupted = self.processes.total(
-                float(bool(self.stopped)), float(self._interrupt.is_set())
-            )
+            stopped, leave, save = self.processes.total(bool(self.stopped), *self.requests.take())
             if stopped and not self.stopped:
                 self.stopped = "by the first process"
             last = self.step == training.max_steps or bool(self.stopped)
             every = training.checkpoint_every
-            self._due |= bool(interrupted) or bool(every and self.step % every == 0)
+            self._due |= bool(leave or save) or bool(every and self.step % every == 0)
             if (self._due or last) and not are_finite(self.model):
                 self._go_back("a weight is no number", log)
                 return None
@@ -243,9 +247,8 @@ class Trainer:
                 if log is not None:
                     log.sync()
                 self._checkpoint()
-            if interrupted and not last:
-                self._interrupt.clear()
-                raise Interrupted(f"stopped after step {self.step}; run again to continue")
+            if leave and not last:
+                raise self.requests.obey(self.step, self.processes, saved=not self._due)
         return result
 
     def _train_one(self) -> StepResult:
