@@ -62,7 +62,7 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     another's half. Text is written as UTF-8, its line ends as they are. Returns `path`.
 
     Raises:
-        OSError: naming `path`, at which all is as it was.
+        OSError: naming `path`. What was there before stays, and nothing else.
     """
     temporary = temporary_beside(path)
     try:

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from strata.config import Config
-from strata.training import Trainer
+from strata.far_end import TransferError, refuse_if_running
+from strata.training import Callback, Trainer
 from strata.training import lock as lock_module
 from strata.training.lock import OneWriter
 
@@ -50,13 +52,23 @@ def test_a_second_process_is_told_who_holds_the_folder_and_stops(
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+def test_no_push_replaces_a_run_that_is_trained_by_hand(
+    tmp_path: Path, other: subprocess.Popen
+) -> None:
+    with pytest.raises(TransferError, match=f"training run there .process {other.pid} on"):
+        refuse_if_running(tmp_path / "run")
+    other.kill()
+    other.wait()
+    refuse_if_running(tmp_path / "run")
+
+
 def test_a_process_that_was_killed_holds_nothing(tmp_path: Path, other: subprocess.Popen) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / "run" / "writer.json").is_file()  # of the dead one, and it does not count
     with OneWriter(tmp_path / "run"):
         holder = json.loads((tmp_path / "run" / "writer.json").read_text())
-        assert holder["process"] == os.getpid()
+        assert holder["pid"] == os.getpid()
 
 
 def test_a_process_that_is_just_dying_is_waited_for(
@@ -137,6 +149,24 @@ def test_a_trainer_does_not_go_on_from_where_another_went_further(
     with pytest.raises(ValueError, match="trained further"):
         early.fit()
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+class PressCtrlCTwice(Callback):
+    def on_step(self, trainer, result) -> None:
+        for _ in range(2 if result.step == 5 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.001)
+
+
+def test_a_trainer_that_was_broken_off_in_an_update_does_not_go_on(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny_config, tmp_path / "run", [PressCtrlCTwice()], progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    with pytest.raises(ValueError, match="make the Trainer again to go on from the last check"):
+        trainer.fit()
+    assert Trainer(tiny_config, tmp_path / "run", progress=False).step == 3
 
 
 def test_a_finished_run_is_read_while_another_process_holds_it(

@@ -4,8 +4,9 @@
 `groups` which parameter follows which, and `optimizer` applies them; `experiments` helps to choose.
 `step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
 goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
-makes a run survive, `logger` writes down what happened, `device` and `distributed` decide where
-and on how many processes, `folder` what a run leaves behind, and `history` reads runs back.
+makes a run survive, `signals` stop it and `lock` keeps others out; `logger` writes down what
+happened and `curves` shows it; `device` and `distributed` decide where and on how many processes,
+`folder` what a run leaves behind, and `history` reads runs back.
 """
 
 import importlib

@@ -48,9 +48,9 @@ class TensorBoard:
         number = max([int(time.time()), *(found + 1 for found in numbers)])
         self._file = (folder / f"events.out.tfevents.{number:010d}.strata").open("xb")
         self._records: Any = RecordWriter(self._file)
-        self._write(file_version="brain.Event:2")
+        self._write(self._new_event(file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=step + 1, session_log=start)
+        self._write(self._new_event(step=step + 1, session_log=start))
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Write one step's numbers."""
@@ -63,8 +63,7 @@ class TensorBoard:
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, event: Any = None, **content: Any) -> None:
-        event = event or self._new_event(**content)
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
         self._records.flush()

@@ -19,6 +19,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from strata.storage import write_whole
+from strata.training.signals import Interrupted
 
 # Seconds to wait for the lock: a process that was just killed may need them to let go of a GPU.
 PATIENCE = 3.0
@@ -30,8 +31,9 @@ class OneWriter:
     """The right to write in a run folder: held within `with writer:`, any number of times.
 
     Between two blocks others may have it. So it remembers how the folder was left, and a block is
-    entered only if nobody has taken the run further since. Another block of the same process, as
-    that of a notebook's cell run twice, is let in.
+    entered only if nobody has taken the run further since, and if no training in a block ended half
+    through an update. Another block of the same process, as that of a notebook's cell run twice, is
+    let in.
 
     Args:
         run_dir: made on entering; taken away again on leaving if nothing came into it.
@@ -39,7 +41,7 @@ class OneWriter:
     Raises:
         BlockingIOError: on entering, if another process holds the folder, saying which.
         OSError: on entering, if nothing can be written there.
-        ValueError: on entering, if the run went on elsewhere in the meantime.
+        ValueError: on entering, if what a Trainer holds in memory is not the run any more.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -52,7 +54,7 @@ class OneWriter:
             is_singleton=True,
             fallback_to_soft=False,  # a file that would outlive a killed process
         )
-        self._made = self._told = False
+        self._made = self._told = self._broken = False
         self._left: tuple[int, bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -82,7 +84,7 @@ class OneWriter:
             self._lock.release()
             raise
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
         with suppress(OSError):  # a full disk is told by whoever has more to write
             write_whole(self._holder, json.dumps(holder))
         return self
@@ -114,14 +116,22 @@ class OneWriter:
         with self:
             try:
                 yield
-            except BrokenPipeError:  # of the terminal, not of the folder
+            except (Interrupted, GeneratorExit):  # both between two updates
                 raise
-            except OSError as error:
+            except BaseException as error:
+                self._broken = True
+                if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+                    raise  # the pipe is the terminal's
                 said = f"{error.filename}: {error.strerror}" if error.filename else f"{error}"
                 raise OSError(f"{said}; {self._describe_safe()}") from error
 
     def check(self) -> None:
-        """Raise ValueError if the run went on since the last block, elsewhere than in one."""
+        """Raise ValueError if what a Trainer holds in memory is not the run any more."""
+        if self._broken:
+            raise ValueError(
+                f"training in {self._folder} ended in an error, perhaps half through an update: "
+                "make the Trainer again to go on from the last checkpoint"
+            )
         if self._left is not None and self._mark() != self._left:
             raise ValueError(
                 f"{self._folder} was trained further by another process or another Trainer since "
@@ -154,6 +164,6 @@ class OneWriter:
     def _describe_holder(self) -> str:
         try:
             holder = json.loads(self._holder.read_text(encoding="utf-8"))
-            return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
