@@ -211,11 +211,16 @@ def living_job(run_dir: Path) -> dict[str, Any] | None:
     The job holds a lock on the file as long as it lives: a stale file, or another process that got
     the same number, is never taken for it.
     """
-    with contextlib.suppress(FileNotFoundError), (run_dir / "job.json").open() as file:
+    return read_if_locked(run_dir / "job.json", run_dir / "job.json")
+
+
+def read_if_locked(lock: Path, about: Path) -> dict[str, Any] | None:
+    """What `about` says of the process that holds `lock`, or None if there is none."""
+    with contextlib.suppress(FileNotFoundError), lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return dict(json.loads(file.read() or "{}"))
+            return dict(json.loads((about.exists() and about.read_text()) or "{}"))
     return None
 
 
@@ -233,8 +238,9 @@ def begin(folder: Path, name: str, key: str) -> dict[str, Any]:
 
 
 def refuse_if_running(run_dir: Path) -> None:
-    """Raise TransferError if a job trains the run now."""
-    job = living_job(run_dir)
+    """Raise TransferError if a job, or somebody by hand, trains the run now."""
+    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
+    job = living_job(run_dir) or read_if_locked(*by_hand)
     if job is not None:
         raise TransferError(
             f"a job is training {run_dir.name} there (process {job.get('pid', '?')} on "

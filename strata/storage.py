@@ -17,6 +17,7 @@ no longer asked for.
 import os
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -59,16 +60,22 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     It is written under a temporary name in the same folder, which is made if need be, reaches the
     disk, and is renamed. Of several that write the same path at once the last wins; none sees
     another's half. Text is written as UTF-8, its line ends as they are. Returns `path`.
+
+    Raises:
+        OSError: naming `path`. What was there before stays, and nothing else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        with suppress(OSError):  # on a read-only file system not even what is not there
+            temporary.unlink(missing_ok=True)
     return path

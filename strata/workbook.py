@@ -11,6 +11,7 @@ a notebook, what an earlier attempt finished is loaded from the run folder.
 opened by a reader, by papermill or by the tests.
 """
 
+import asyncio
 import contextlib
 import glob
 import hashlib
@@ -28,6 +29,7 @@ from typing import Any
 
 from strata.config import Config
 from strata.storage import write_whole
+from strata.training.signals import Interrupted, Requests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -111,6 +113,8 @@ def run_workbook(
         FileNotFoundError: there are no notebooks.
         ValueError: an unknown preset.
         WorkbookError: a notebook failed. What was finished before it stays, and is not run again.
+        Interrupted: Ctrl-C or SIGTERM, once the cell that ran has saved what it trains. A second
+            Ctrl-C does not wait.
     """
     Config.preset(preset)
     if corpus.startswith("files:"):
@@ -215,6 +219,7 @@ def _write_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
 def _execute(path: Path, executed: Path, parameters: Mapping[str, str]) -> int:
     """Execute one notebook through papermill and return the number of its cells."""
     import papermill  # three seconds, which a workbook without changes need not spend
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -223,28 +228,50 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, str]) -> int:
 
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+            _stop_between_cells(nb_man, requests)
             with _ticking(nb_man):
                 super().execute_managed_notebook(nb_man, kernel_name, **options)
 
+    class Kernel(AsyncKernelManager):
+        """A kernel that what asks this process to stop can reach."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            kernels.append(self)
+
+    def interrupt() -> None:
+        """Do to the kernel what a notebook's stop button does; its cell then saves and ends."""
+
+        async def reach_all() -> None:
+            for kernel in kernels:
+                await kernel.interrupt_kernel()
+
+        # in a thread, since a signal may come while this one runs papermill's event loop
+        threading.Thread(target=lambda: asyncio.run(reach_all())).start()
+
+    kernels: list[Kernel] = []
+    requests = Requests(on_stop=interrupt)
     papermill_engines.register("strata", LiveEngine)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs is said below
     try:
-        notebook = papermill.execute_notebook(
-            path,
-            executed,
-            dict(parameters),
-            engine_name="strata",
-            kernel_name="python3",
-            language="python",
-            extra_arguments=["--Application.log_level=ERROR"],  # of the kernel, on our terminal
-            cwd=path.parent,
-            progress_bar={
-                "desc": path.stem,
-                "bar_format": "{desc:<18} {n_fmt:>3}/{total_fmt} cells  {elapsed}{postfix}",
-                "disable": not sys.stderr.isatty(),
-                "leave": False,
-            },
-        )
+        with requests, _interrupted(path.stem, requests):
+            notebook = papermill.execute_notebook(
+                path,
+                executed,
+                dict(parameters),
+                engine_name="strata",
+                kernel_name="python3",
+                kernel_manager_class=Kernel,
+                language="python",
+                extra_arguments=["--Application.log_level=ERROR"],  # of the kernel, on our terminal
+                cwd=path.parent,
+                progress_bar={
+                    "desc": path.stem,
+                    "bar_format": "{desc:<18} {n_fmt:>3}/{total_fmt} cells  {elapsed}{postfix}",
+                    "disable": not sys.stderr.isatty(),
+                    "leave": False,
+                },
+            )
     except papermill.PapermillExecutionError as error:
         lines = f"{error.ename}: {error.evalue}".strip().splitlines()
         raise WorkbookError(
@@ -257,6 +284,30 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, str]) -> int:
             f"as far as it came is {_short(executed)}"
         ) from error
     return len(notebook.cells)
+
+
+@contextlib.contextmanager
+def _interrupted(name: str, requests: Requests) -> Iterator[None]:
+    """Turn however a notebook ends that was asked to stop into Interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        if requests.stop:
+            told = f"stopped in {name}; run again to continue"
+            raise Interrupted(told, requests.stop) from error
+        raise
+
+
+def _stop_between_cells(manager: Any, requests: Requests) -> None:
+    """Begin no further cell once a stop was asked for, as when no cell was there to notice."""
+    begin = manager.cell_start
+
+    def begin_unless_stopped(*arguments: Any, **options: Any) -> None:
+        if requests.stop:
+            raise KeyboardInterrupt
+        begin(*arguments, **options)
+
+    manager.cell_start = begin_unless_stopped
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": CORE,
     "ablations": CORE | {"presets", "training", "evaluation"},
     "paper": {"storage", "config"},
-    "workbook": {"storage", "config", "data", "paper"},
+    "workbook": {"storage", "config", "data", "paper", "training"},
     "far_end": set(),
     "transfer": {"storage", "config", "data", "far_end"},
     "doctor": {"config", "data", "model", "training", "workbook"},

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from test_training import assert_same_run
 from two_processes import run_on_processes
 
 from strata.training import Trainer, latest_checkpoint, read_metrics
@@ -86,3 +87,14 @@ def test_what_one_process_saved_two_go_on_with_in_parts(whole, tiny_config, tmp_
     seen = train(2, tmp_path, tiny_config, tmp_path / "run", changes=changes)
     assert seen == {step: batches[step] for step in range(SAVED_AT + 1, STEPS + 1)}
     assert_equal_to_rounding(tmp_path / "run", undisturbed)
+
+
+def test_three_processes_that_were_stopped_end_bit_for_bit_as_if_they_had_not(
+    tiny_config, tmp_path
+):
+    """A sum of three depends on its order, which a sum of two does not."""
+    config = tiny_config.override({"training.batch_size": 6})
+    train(3, tmp_path, config, tmp_path / "whole")
+    train(3, tmp_path, config, tmp_path / "left", until=4)
+    train(3, tmp_path, config, tmp_path / "left")
+    assert_same_run(tmp_path / "whole", tmp_path / "left")

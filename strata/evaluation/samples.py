@@ -5,6 +5,7 @@
 It has the methods that a `Trainer` calls and knows no more of it than they need.
 """
 
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class SampleWriter:
     A sample is taken every `training.sample_every` updates and after the last one. Sampling has a
     generator of its own, so that a run with samples has the weights of one without.
 
+    A full disk or a lost folder ends the training, or not, as `training.on_write_failure` says.
+
     Args:
         prompt: what the model continues; "" starts a new document.
         max_new_tokens: length of a sample.
@@ -60,6 +63,7 @@ class SampleWriter:
     ) -> None:
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.temperature, self.top_p = temperature, top_p
+        self._held: dict[int, str] = {}  # by step, what a full disk did not take
 
     def on_step(self, trainer: Training, result: object) -> None:
         """Sample at intervals."""
@@ -72,6 +76,8 @@ class SampleWriter:
         self._write(trainer)
 
     def _write(self, trainer: Training) -> None:
+        # a run that went back takes some steps again
+        self._held = {step: text for step, text in self._held.items() if step < trainer.step}
         text = self.prompt + generate(
             trainer.model,
             trainer.tokenizer,
@@ -84,12 +90,18 @@ class SampleWriter:
         if not trainer.processes.first:
             return
         path = trainer.run_dir / "samples.txt"
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        kept = [
-            part
-            for part in before.split(_HEADING)[1:]  # a run taken up again repeats some steps
-            if int(part.partition(" ")[0]) < trainer.step
-        ]
-        parts = [*kept, f"{trainer.step} ====\n{text}\n\n"]
-        whole = "".join(_HEADING + part for part in parts)
-        write_whole(path, whole)
+        self._held[trainer.step] = text
+        try:
+            before = path.read_text(encoding="utf-8") if path.is_file() else ""
+            kept = [
+                part
+                for part in before.split(_HEADING)[1:]  # a run taken up again repeats some steps
+                if int(part.partition(" ")[0]) < min(self._held)
+            ]
+            parts = [f"{step} ====\n{sample}\n\n" for step, sample in self._held.items()]
+            write_whole(path, "".join(_HEADING + part for part in [*kept, *parts]))
+            self._held.clear()
+        except OSError as error:
+            if trainer.config.training.on_write_failure == "stop":
+                raise
+            print(f"{error}: the sample is held in memory until the next", file=sys.stderr)

@@ -4,9 +4,10 @@
 `groups` which parameter follows which, and `optimizer` applies them; `experiments` helps to choose.
 `step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
 goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
-makes a run survive, `logger` writes down what happened, `device` decides where to compute and
-`parallelism` what several processes share; `distributed` and `sharding` let them share it, and
-`launch` starts them. `folder` is what a run leaves behind, and `history` reads runs back.
+and `state` make a run survive, `signals` stop it and `lock` keeps others out; `logger` writes
+down what happened and `curves` shows it; `device` decides where to compute and `parallelism` what
+several processes share; `distributed` and `sharding` let them share it, and `launch` starts them.
+`folder` is what a run leaves behind, and `history` reads runs back.
 """
 
 import importlib

@@ -87,7 +87,6 @@ class Checkpoints:
         state: dict[str, Any],
         each: Any = None,
         scheduled: bool = True,
-        beforehand: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin a checkpoint; its contents are those at this moment.
 
@@ -98,8 +97,6 @@ class Checkpoints:
             each: what every process has to remember for itself, likewise.
             scheduled: whether it stands in the run's plan, in which case the run may go back to
                 it. Others, made because someone asked, go when the next is there.
-            beforehand: called by the first process, in the thread, before the checkpoint gets its
-                name.
 
         Raises:
             OSError: if the checkpoint before this one could not be written.
@@ -110,9 +107,8 @@ class Checkpoints:
         manifest = {"format": FORMAT, "step": step, "scheduled": scheduled, **self._about}
         manifest["processes"] = self._processes.size
         self._pending = self._thread.submit(
-            self._write, checkpoint_path(self._run_dir, step), staged, state, each, manifest,
-            beforehand,
-        )  # fmt: skip
+            self._write, checkpoint_path(self._run_dir, step), staged, state, each, manifest
+        )
         self.stalled = time.perf_counter() - started
 
     def wait(self) -> Path | None:
@@ -167,7 +163,6 @@ class Checkpoints:
         state: dict[str, Any],
         each: Any,
         manifest: dict[str, Any],
-        beforehand: Callable[[], None],
     ) -> Path:
         partial = path.with_name(f".{path.name}.partial")
         processes = self._processes
@@ -194,7 +189,6 @@ class Checkpoints:
                 sums["state.json"] = _sha256(partial / "state.json")
                 write_manifest(partial, manifest | {"files": dict(sorted(sums.items()))})
                 sync_folder(partial)
-                beforehand()
                 shutil.rmtree(path, ignore_errors=True)
                 partial.rename(path)
                 sync_folder(path.parent)

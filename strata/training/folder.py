@@ -79,8 +79,8 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
                 f"{run_dir} was begun by another version of the code; delete it to train anew",
                 file=sys.stderr,
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config.save(run_dir / "config.toml")
+    if not path.is_file() or held != config:  # else a finished run that cannot be written is read
+        config.save(run_dir / "config.toml")
     if not path.is_file():
         prepared.tokenizer.save(run_dir / "tokenizer.json")
         # last, since it marks a folder that is set up

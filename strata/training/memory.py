@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from strata.config import Config
 from strata.model import Transformer
-from strata.training.device import choose_runtime
+from strata.training.device import Runtime, choose_runtime
 from strata.training.distributed import Processes
 from strata.training.optimizer import Optimizer
 from strata.training.step import LossFunction, MicroBatch, train_step
@@ -95,8 +95,22 @@ class Memory:
                         "fit beside a part of the model; set training.micro_batch_size to fewer"
                     ) from error
             self._halve()
-        self._optimizer.zero_grad(set_to_none=True)
         self.micro_batch_size = int(processes.least(self.micro_batch_size))
+        self._settle_order(runtime)
+
+    def _settle_order(self, runtime: Runtime) -> None:
+        """Go once forward and backward, so that every later sum over processes has one order.
+
+        After its first backward pass DistributedDataParallel arranges the gradients anew, by the
+        order in which they came. A run that goes on would otherwise add up the gradients of its
+        first step in another order than the run that it goes on with did.
+        """
+        shape = self.micro_batch_size, self._config.model.context_length
+        tokens = torch.zeros(shape, dtype=torch.long, device=runtime.device)
+        with runtime.autocast():
+            loss = self._loss_function(tokens, tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _halve(self) -> None:
         if self.micro_batch_size == 1:

@@ -1,9 +1,24 @@
-"""How a run is asked to stop: Ctrl-C, or the SIGTERM that a scheduler sends before it kills."""
+"""How a run is asked to save or to stop: the signals of a person, a scheduler and a launcher.
 
+    SIGINT    Ctrl-C, a notebook's stop button: save and stop, exit status 130
+    SIGTERM   a scheduler that is about to kill, a launcher that ends its job: the same, with 143
+    SIGUSR1   save and go on (not on Windows, which has no such signal)
+
+A signal comes in the middle of anything, so a handler only notes it; the training loop looks
+between two updates, where the state is whole. This module needs the standard library alone.
+"""
+
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from strata.training.distributed import Processes
+
+_SAVE: int | None = getattr(signal, "SIGUSR1", None)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -18,21 +33,67 @@ class Interrupted(KeyboardInterrupt):
         self.signal = int(number)
 
 
-@contextmanager
-def stop_requests(stop: threading.Event) -> Iterator[None]:
-    """Within the block, turn the first Ctrl-C into a request: `stop` is set. A second raises."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread alone
-        return
+class Requests:
+    """What signals have asked for since the block was entered; `with requests:` listens.
 
-    def request(number: int, frame: object) -> None:
-        if stop.is_set():
+    A second Ctrl-C raises KeyboardInterrupt at once, for whoever sits before the run and will not
+    wait. A second SIGTERM does nothing, and nothing under torch's elastic launcher does, since
+    schedulers and launchers send several. A block inside a block, and one in another thread than
+    the main one, where signals do not arrive, changes nothing.
+
+    Args:
+        on_stop: called, in the handler, when the first request to stop arrives.
+
+    Attributes:
+        stop: number of the first signal that asked to stop, or 0; whoever obeys sets it back.
+        save: whether a signal asked to save; likewise.
+    """
+
+    def __init__(self, on_stop: Callable[[], object] = lambda: None) -> None:
+        self.stop, self.save = 0, False
+        self._on_stop = on_stop
+        self._depth = 0
+        self._before: dict[int, Any] = {}  # the handlers to be put back
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._depth += 1
+            if self._depth == 1:
+                for number in (signal.SIGINT, signal.SIGTERM, _SAVE):
+                    if number is not None:
+                        self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def take(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save, which is taken off the list."""
+        save, self.save = self.save, False
+        return bool(self.stop), save
+
+    def obey(self, step: int, processes: "Processes", saved: bool) -> Interrupted:
+        """What all processes are to raise after `step` since one of them was asked to stop."""
+        number = max(processes.gather(self.stop))
+        self.stop = 0
+        state = "saved" if saved else "not saved since its last checkpoint"
+        return Interrupted(f"stopped after step {step}, {state}; run again to continue", number)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._depth -= 1
+            while not self._depth and self._before:
+                number, handler = self._before.popitem()
+                # None: a handler that was not set from Python cannot be put back from there
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == _SAVE:
+            self.save = True
+        elif not self.stop:
+            self.stop = number
+            self._on_stop()
+        elif number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
-        stop.set()
-
-    before = {name: signal.signal(name, request) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

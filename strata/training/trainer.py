@@ -15,7 +15,6 @@ making the same `Trainer` again; it then does what the first one would have done
 import dataclasses
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -45,12 +44,13 @@ from strata.training.distributed import join_processes, parallel_loss, spread
 from strata.training.folder import open_folder, recall_data, write_summary
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import Diverged, SpikeGuard, are_finite
+from strata.training.lock import OneWriter
 from strata.training.logger import RunLogger, read_metrics
 from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
 from strata.training.sharding import load_weights, whole_weights
-from strata.training.signals import Interrupted, stop_requests
+from strata.training.signals import Requests
 from strata.training.state import begin_again, restore_run, run_identity, run_state
 from strata.training.step import MicroBatch
 from strata.training.validation import check_held_out, validate
@@ -85,8 +85,10 @@ class Trainer:
         apply_runtime(self.runtime)
         self.processes = join_processes(self.runtime.device)
         self.progress = progress and self.processes.first
+        self.requests, self._writer = Requests(), OneWriter(self.run_dir)
         if self.processes.first:  # the others wait, and find the cache filled
-            self._open()
+            with nullcontext() if self.finished else self._writer:
+                self._open()
         self.processes.long_barrier()
         if not self.processes.first:
             self._open()
@@ -107,7 +109,6 @@ class Trainer:
         self.wasted_flops = 0.0
         self.best: list[float] = []
         self.due = False  # a checkpoint, which may have to wait until the loss is itself again
-        self._interrupt = threading.Event()
         self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
             summary = json.loads((self.run_dir / "summary.json").read_text())
@@ -143,17 +144,22 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Interrupted: after a Ctrl-C, once the state is saved. A second Ctrl-C does not wait.
+            Interrupted: after a signal that asks to stop (signals.py), once the state is saved.
+            OSError: if nothing can be written any more; says what the run can go on from.
         """
-        with stop_requests(self._interrupt):
+        with self.requests:
             for _ in self:
                 pass
         return self
 
     def __iter__(self) -> Iterator[StepResult]:
         """Train, and yield after each update."""
-        if self.finished:
-            return
+        self._writer.check()
+        if not self.finished:
+            with self._writer.training() if self.processes.first else nullcontext():
+                yield from self._train()
+
+    def _train(self) -> Iterator[StepResult]:
         steps = self.config.training.max_steps
         logger = RunLogger(self.run_dir, self.step, steps, self.progress)
         with logger if self.processes.first else nullcontext() as log:
@@ -229,7 +235,7 @@ class Trainer:
     def _advance(self, log: RunLogger | None) -> StepResult | None:
         """One update and all that follows from it; None if the guard sent the run back instead."""
         training = self.config.training
-        with stop_requests(self._interrupt):
+        with self.requests:
             result = self._train_one()
             if wrong := self.guard.judge(result.loss, result.metrics["gradient_norm"]):
                 self._go_back(wrong, log)
@@ -242,28 +248,24 @@ class Trainer:
                 self.best = min(self.best or measured, measured, key=lambda found: found[1])
                 self._call("on_validation", result.metrics)
             # a signal or a callback reaches one process, but all of them must stop at one step
-            stopped, interrupted, written = self.processes.total(
-                float(bool(self.stopped)),
-                float(self._interrupt.is_set()),
-                float(self.checkpoints.written),
+            stopped, leave, save, written = self.processes.total(
+                bool(self.stopped), *self.requests.take(), self.checkpoints.written
             )
             if stopped and not self.stopped:
                 self.stopped = "by the first process"
             last = self.step == training.max_steps or bool(self.stopped)
             every = training.checkpoint_every
             self.due |= bool(every and self.step % every == 0)
-            if (self.due or interrupted or last) and not are_finite(self.model):
+            if (self.due or leave or save or last) and not are_finite(self.model):
                 self._go_back("a weight is no number", log)
                 return None
             if written == self.processes.size:
                 self._settle()
             scheduled = self.due and not self.guard.suspicious
-            if (scheduled or interrupted) and not last:
+            if (scheduled or leave or save) and not last:
                 self._save(scheduled, log)
-            if interrupted and not last:
-                self._settle()
-                self._interrupt.clear()
-                raise Interrupted(f"stopped after step {self.step}; run again to continue")
+            if leave and not last:
+                raise self.requests.obey(self.step, self.processes, saved=self._settle())
         return result
 
     def _train_one(self) -> StepResult:
@@ -361,27 +363,33 @@ class Trainer:
             )
 
     def _save(self, scheduled: bool, log: RunLogger | None) -> None:
-        """Begin a checkpoint of this step."""
+        """Begin a checkpoint of this step, if the lines up to it are on disk."""
         self._settle()
         self.due &= not scheduled
-        beforehand = log.sync if log is not None else lambda: None
-        self.checkpoints.save(self.step, *run_state(self), scheduled, beforehand)
+        if all(self.processes.gather(log is None or log.sync())):
+            self.checkpoints.save(self.step, *run_state(self), scheduled)
 
-    def _settle(self, stop: bool = True) -> None:
-        """Wait for the checkpoint that is being written, and say what became of it.
+    def _settle(self, stop: bool = True) -> bool:
+        """Wait for the checkpoint that is being written, if any, and say what became of it.
+
+        Returns:
+            Whether one has been written.
 
         Raises:
-            OSError: if it could not be written, `stop` is true, and the configuration says to stop.
+            OSError: if it could not be, `stop` is true, and the configuration says to stop then.
         """
         try:
-            if path := self.checkpoints.wait():
-                self._call("on_checkpoint", path)
+            path = self.checkpoints.wait()
         except OSError as error:
-            problem = f"{self.run_dir}: the checkpoint could not be written ({error})"
+            problem = f"a checkpoint of {self.run_dir} could not be written ({error})"
             if stop and self.config.training.on_write_failure == "stop":
-                raise OSError(f"{problem}; the one before it is unharmed") from error
+                raise OSError(problem) from error
             if self.processes.first:
-                print(f"{problem}; going on without it", file=sys.stderr)
+                print(f"{problem}; training goes on without it", file=sys.stderr)
+            return False
+        if path is not None:
+            self._call("on_checkpoint", path)
+        return path is not None
 
     def _finish(self) -> None:
         """Write the final weights and, as the mark of a finished run, its summary."""
