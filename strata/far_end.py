@@ -85,9 +85,9 @@ def keep_only(staged: Path, names: Iterable[str]) -> None:
 def is_good(checkpoint: Path) -> bool:
     """Whether a checkpoint folder holds what its own manifest of SHA-256 sums says."""
     try:
-        sums = json.loads((checkpoint / "manifest.json").read_text())
+        sums = json.loads((checkpoint / "manifest.json").read_text())["manifest"]["files"]
         return bool(sums) and not differing(checkpoint, sums)
-    except (OSError, ValueError, AttributeError, TransferError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TransferError):
         return False
 
 

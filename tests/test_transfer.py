@@ -51,7 +51,7 @@ for step in range(first + 1, training["max_steps"] + 1):
     part.mkdir(parents=True)
     (part / "state.json").write_text(json.dumps(step))
     sum = hashlib.sha256((part / "state.json").read_bytes()).hexdigest()
-    (part / "manifest.json").write_text(json.dumps({"state.json": sum}))
+    (part / "manifest.json").write_text(json.dumps({"manifest": {"files": {"state.json": sum}}}))
     part.rename(folder)
 (run / "model.safetensors").write_bytes(b"weights after %d" % step)
 (run / "summary.json").write_text("{}")
@@ -165,7 +165,9 @@ def add_step(folder: Path, step: int, loss: float | None = None) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text(json.dumps(step))
     digest = hashlib.sha256((checkpoint / "state.json").read_bytes()).hexdigest()
-    (checkpoint / "manifest.json").write_text(json.dumps({"state.json": digest}))
+    (checkpoint / "manifest.json").write_text(
+        json.dumps({"manifest": {"files": {"state.json": digest}}})
+    )
     return checkpoint
 
 

@@ -36,17 +36,24 @@ class Callback:
         """After every validation, with the step's line of metrics."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """After a checkpoint was written to `path`."""
+        """After a checkpoint was written to `path`, some updates after the one that it is of."""
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last update, when the final weights are written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints are to keep of it, as JSON can hold it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept; an empty one is the start of the run."""
 
 
 class EarlyStopping(Callback):
     """Stop when held-out text is no longer predicted better (Prechelt, 1998).
 
-    The best so far is read from the run's metrics, so that a run that was interrupted stops where
-    it would have stopped.
+    A checkpoint holds the best so far, so that a run that was interrupted stops where it would have
+    stopped.
 
     Args:
         patience: validations that may bring no improvement.
@@ -55,21 +62,22 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int, least: float = 0.0) -> None:
         self.patience, self.least = patience, least
-        self._found: dict[int, float] = {}  # bits per byte by step
+        self._best, self._waited = float("inf"), 0
 
     def on_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        name, step = "validation_bits_per_byte", metrics["step"]
-        if not self._found:
-            self._found = {line["step"]: line[name] for line in trainer.metrics if name in line}
-        # a run that went back passes the same steps again
-        self._found = {at: bits for at, bits in self._found.items() if at < step}
-        self._found[step] = metrics[name]
-        best, waited = float("inf"), 0
-        for bits in self._found.values():
-            waited = 0 if bits < best - self.least else waited + 1
-            best = min(best, bits)
-        if waited >= self.patience:
-            trainer.stop(f"no better than {best:.4f} bits per byte in {waited} validations")
+        bits = metrics["validation_bits_per_byte"]
+        self._waited = 0 if bits < self._best - self.least else self._waited + 1
+        self._best = min(self._best, bits)
+        if self._waited >= self.patience:
+            trainer.stop(
+                f"no better than {self._best:.4f} bits per byte in {self._waited} validations"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._waited = state.get("best", float("inf")), state.get("waited", 0)
 
 
 class LivePlot(Callback):

@@ -1,14 +1,17 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      model.safetensors      the weights
-      training.safetensors   the optimizer's moments, and the state of PyTorch's generators
-      state.json             the step, the number of updates, the loader's position, the counts
-      manifest.json          the SHA-256 of each of these
+      shard-00001-model-00001-of-00002.safetensors   weights, those that the first process wrote
+      shard-00001-model-00002-of-00002.safetensors   the optimizer's moments, likewise
+      state.json       the step, the loader's position, counts, every process's generators
+      manifest.json    format, step, configuration, and the SHA-256 of each of these files
 
-A checkpoint is written under another name, synced to disk, and renamed, so that a folder of this
-name is whole however the process ended. Which is the latest is decided by verifying it: a damaged
-one is reported and the one before it is used. Nothing here is a pickle.
+PyTorch's distributed checkpoint decides which process writes what, so that nothing is written
+twice, and puts it together again for any other number of processes; its safetensors storage says in
+each file's header where a part belongs. Training waits for the copy off the device and no longer: a
+thread writes the copy under another name, syncs it to disk, and renames it, so that a folder of
+this name is whole however the process ended. Which is the latest is decided by verifying it: a
+damaged one is reported and the one before it is used. Nothing here is a pickle.
 """
 
 import hashlib
@@ -16,18 +19,30 @@ import json
 import os
 import shutil
 import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from strata.data.loader import LoaderState
-from strata.model import Transformer
-from strata.training.optimizer import Optimizer
+from strata.storage import sync_folder
+from strata.training.distributed import Processes
 
-FORMAT = 2
+FORMAT = 3
+
+# That there is but one process is no news here.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -35,116 +50,293 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    model: Transformer,
-    optimizer: Optimizer,
-    loader: LoaderState,
-    counts: dict[str, Any],
-) -> Path:
-    """Write the checkpoint of a step, whole or not at all, and return its folder.
+class Checkpoints:
+    """Writes the checkpoints of a run and finds them again; every process calls every method.
 
     Args:
-        counts: what else the trainer has to remember, as JSON can hold it.
+        run_dir: the run's folder, which all processes see.
+        processes: those of the run.
+        about: what the manifests say besides, as JSON can hold it; not looked at here.
+        keep: checkpoints to keep, newest first.
+        keep_every: steps whose multiples are kept for good; 0 = none.
+
+    Attributes:
+        stalled: seconds for which the last `save` held up training.
     """
-    path = checkpoint_path(run_dir, step)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    training = {"generator.cpu": torch.get_rng_state()}
-    if model.device.type == "cuda":
-        training["generator.cuda"] = torch.cuda.get_rng_state(model.device)
-    kept_on_cpu = []  # step counters of torch.optim, wherever the parameter is
-    for parameter, moments in optimizer.state.items():
-        for kind, moment in moments.items():
-            key = f"{kind}.{names[id(parameter)]}"
-            training[key] = moment
-            if moment.device != parameter.device:
-                kept_on_cpu.append(key)
-    state = {
-        "format": FORMAT,
-        "step": step,
-        "updates": optimizer.updates,
-        "kept_on_cpu": kept_on_cpu,
-        "loader": loader,
-        "counts": counts,
-    }
-    safetensors.torch.save_file(model.state_dict(), partial / "model.safetensors")
-    safetensors.torch.save_file(training, partial / "training.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=1))
-    manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    _sync(path.parent)
-    return path
+
+    def __init__(
+        self,
+        run_dir: Path,
+        processes: Processes,
+        about: dict[str, Any] | None = None,
+        keep: int = 2,
+        keep_every: int = 0,
+    ) -> None:
+        self._run_dir, self._processes, self._about = run_dir, processes, about or {}
+        self._keep, self._keep_every = keep, keep_every
+        # pinned memory is kept for the next copy; ordinary memory costs nothing to get again
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+        self.stalled = 0.0
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        each: Any = None,
+        scheduled: bool = True,
+        beforehand: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin a checkpoint; its contents are those at this moment.
+
+        Args:
+            step: updates done.
+            tensors: by names whose first part says what they are, "model" for the weights.
+            state: what else the first process has to remember, as JSON can hold it.
+            each: what every process has to remember for itself, likewise.
+            scheduled: whether it stands in the run's plan, in which case the run may go back to
+                it. Others, made because someone asked, go when the next is there.
+            beforehand: called by the first process, in the thread, before the checkpoint gets its
+                name.
+
+        Raises:
+            OSError: if the checkpoint before this one could not be written.
+        """
+        started = time.perf_counter()
+        self.wait()
+        staged = self._stager.stage(tensors)
+        manifest = {"format": FORMAT, "step": step, "scheduled": scheduled, **self._about}
+        manifest["processes"] = self._processes.size
+        self._pending = self._thread.submit(
+            self._write, checkpoint_path(self._run_dir, step), staged, state, each, manifest,
+            beforehand,
+        )  # fmt: skip
+        self.stalled = time.perf_counter() - started
+
+    def wait(self) -> Path | None:
+        """Wait until what was begun is written, and return its folder if it is news.
+
+        Raises:
+            OSError: if it could not be written. What was there before is still there.
+        """
+        pending, self._pending = self._pending, None
+        return pending.result() if pending is not None else None
+
+    @property
+    def written(self) -> bool:
+        """Whether something was begun, has ended, and waits for `wait` to be told of."""
+        return self._pending is not None and self._pending.done()
+
+    def latest(self, scheduled: bool = False) -> Path | None:
+        """The newest checkpoint whose files are all there and unaltered, or None.
+
+        Args:
+            scheduled: of those alone that stand in the run's plan.
+
+        Raises:
+            ValueError: if it has another format than this version reads.
+        """
+        found: list[Path] = self._processes.gather(_list(self._run_dir))[0]
+        rank, size = self._processes.rank, self._processes.size
+        for path in found:
+            damage = "; ".join(filter(None, self._processes.gather(find_damage(path, rank, size))))
+            if not damage:
+                manifest = read_manifest(path)
+                _check_format(path, manifest)
+                if manifest["scheduled"] or not scheduled:
+                    return path
+            elif self._processes.first:
+                print(f"{path}: {damage}; trying the checkpoint before it", file=sys.stderr)
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps, from which a run that went back must not go on."""
+        self.wait()
+        if self._processes.first:
+            for path in _list(self._run_dir):
+                if path > checkpoint_path(self._run_dir, step):
+                    shutil.rmtree(path)
+        self._processes.gather(None)
+
+    def _write(
+        self,
+        path: Path,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        each: Any,
+        manifest: dict[str, Any],
+        beforehand: Callable[[], None],
+    ) -> Path:
+        partial = path.with_name(f".{path.name}.partial")
+        processes = self._processes
+        try:
+            self._together(lambda: _make_empty(partial) if processes.first else None)
+            kinds = {name: 1 if name.startswith("model.") else 2 for name in tensors}
+            self._together(
+                lambda: state_dict_saver.save(
+                    tensors,
+                    storage_writer=HuggingFaceStorageWriter(str(partial), kinds, 1, True),
+                    process_group=processes.saving,
+                    no_dist=processes.size == 1,
+                )
+            )
+            of_mine = f"shard-{processes.rank + 1:05d}-*"
+            parts = self._together(
+                lambda: ({file.name: _sha256(file) for file in partial.glob(of_mine)}, each)
+            )
+
+            def complete() -> None:
+                whole = state | {"processes": [own for _, own in parts]}
+                _write_synced(partial / "state.json", json.dumps(whole, indent=1))
+                sums = {name: digest for names, _ in parts for name, digest in names.items()}
+                sums["state.json"] = _sha256(partial / "state.json")
+                write_manifest(partial, manifest | {"files": dict(sorted(sums.items()))})
+                sync_folder(partial)
+                beforehand()
+                shutil.rmtree(path, ignore_errors=True)
+                partial.rename(path)
+                sync_folder(path.parent)
+                self._prune(path, manifest["scheduled"])
+
+            self._together(lambda: complete() if processes.first else None)
+        except OSError:
+            if processes.first:
+                shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+            raise
+        return path
+
+    def _together(self, task: Callable[[], Any]) -> list[Any]:
+        """Do a task on every process; its results by rank, or OSError everywhere if one failed."""
+        problem, result = "", None
+        try:
+            result = task()
+        except CheckpointException as error:
+            problem = _causes(error)
+        except Exception as error:  # no process may be left waiting for one that failed
+            problem = str(error) or type(error).__name__
+        outcomes = self._processes.gather((problem, result), self._processes.saving)
+        if problems := {text for text, _ in outcomes if text}:
+            raise OSError("; ".join(sorted(problems)))
+        return [found for _, found in outcomes]
+
+    def _prune(self, newest: Path, scheduled: bool) -> None:
+        """Delete what `keep` and `keep_every` do not ask for, and what an interrupted write left.
+
+        Where there is a checkpoint of a later step, it was found damaged, or the run would have
+        gone on from it.
+        """
+        kept = int(scheduled)
+        for path in _list(self._run_dir):
+            try:
+                in_plan = path < newest and read_manifest(path)["scheduled"]
+            except (OSError, ValueError):
+                in_plan = False
+            for_good = self._keep_every and int(path.name[5:]) % self._keep_every == 0
+            kept += in_plan
+            if path != newest and not (in_plan and (kept <= self._keep or for_good)):
+                shutil.rmtree(path)
+        for left in newest.parent.glob(".*.partial"):
+            shutil.rmtree(left)
 
 
-def load_checkpoint(path: Path, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
-    """Put a verified checkpoint's state into a model and an optimizer.
+def load_tensors(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+    """Fill tensors from a checkpoint, each with what stands there under its name.
 
-    Returns:
-        The rest: "step", "counts", and "loader" for `Loader.load_state_dict`.
+    The values of sharded ones are put together from whatever parts they were written in.
+
+    Raises:
+        OSError: if they cannot be read.
     """
-    device = model.device
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    if state["format"] != FORMAT:
-        raise ValueError(f"{path}: format {state['format']}; this version reads format {FORMAT}")
-    model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
-    training = safetensors.torch.load_file(path / "training.safetensors")
-    torch.set_rng_state(training.pop("generator.cpu"))
-    cuda_state = training.pop("generator.cuda", None)
-    if cuda_state is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(cuda_state, device)
-    parameters = dict(model.named_parameters())
-    moments: dict[Tensor, dict[str, Tensor]] = {}
-    for key, moment in training.items():
-        kind, _, name = key.partition(".")
-        place = "cpu" if key in state["kept_on_cpu"] else device
-        moments.setdefault(parameters[name], {})[kind] = moment.to(place)
-    optimizer.state.clear()
-    optimizer.state.update(moments)
-    optimizer.updates = state["updates"]
-    return state
+    try:
+        state_dict_loader.load(
+            tensors,
+            storage_reader=HuggingFaceStorageReader(str(path)),
+            process_group=processes.control,
+            no_dist=processes.size == 1,
+        )
+    except CheckpointException as error:
+        raise OSError(f"{path} could not be read: {_causes(error)}") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What tensors a checkpoint holds: by name the shape and type of the whole."""
+    known: dict[str, Any] = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {name: (about.size, about.properties.dtype) for name, about in known.items()}
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unaltered, or None."""
-    for path in sorted((Path(run_dir) / "checkpoints").glob("step-*"), reverse=True):
-        damage = find_damage(path)
-        if not damage:
-            return path
-        print(f"{path}: {damage}; trying the checkpoint before it", file=sys.stderr)
-    return None
+    """The newest checkpoint of a run whose files are all there and unaltered, or None."""
+    return Checkpoints(Path(run_dir), Processes()).latest()
 
 
-def find_damage(path: Path) -> str:
-    """What is wrong with a checkpoint, in words; empty where nothing is."""
+def find_damage(path: Path, rank: int = 0, size: int = 1) -> str:
+    """What is wrong with a checkpoint, in words; empty where nothing is.
+
+    Args:
+        rank, size: look at the share of one among so many who look.
+    """
     try:
-        manifest: dict[str, str] = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest.items():
+        for name, expected in list(read_manifest(path)["files"].items())[rank::size]:
             if _sha256(path / name) != expected:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"unreadable ({error})"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
     return ""
 
 
-def prune_checkpoints(run_dir: Path, step: int, keep: int) -> None:
-    """Delete all but the `keep` checkpoints up to `step`, and what an interrupted write left.
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a checkpoint's `manifest.json`, with the sum of its own contents."""
+    content = {"manifest": manifest, "sha256": _sum_of(manifest)}
+    _write_synced(path / "manifest.json", json.dumps(content, indent=1))
 
-    A later one was found damaged, or the run would have gone on from it.
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
     """
-    folder = run_dir / "checkpoints"
-    paths = sorted(folder.glob("step-*"))
-    older = [path for path in paths if path <= checkpoint_path(run_dir, step)]
-    for path in [*(set(paths) - set(older[-keep:])), *folder.glob(".*.partial")]:
-        shutil.rmtree(path)
+    try:
+        content = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = content["manifest"]
+        if _sum_of(manifest) == content["sha256"]:
+            return manifest
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError("manifest.json is not as it was written")
+
+
+def _check_format(path: Path, manifest: dict[str, Any]) -> None:
+    if manifest["format"] != FORMAT:
+        age = "a newer" if manifest["format"] > FORMAT else "an older"
+        raise ValueError(
+            f"{path} has format {manifest['format']}, of {age} version of Strata: expected format "
+            f"{FORMAT}. Continue the run with the version that began it, or take another folder."
+        )
+
+
+def _causes(error: CheckpointException) -> str:
+    """What went wrong, on whichever process, without its traceback."""
+    return "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+
+
+def _list(run_dir: Path) -> list[Path]:
+    """All of a run's checkpoint folders, newest first."""
+    return sorted((run_dir / "checkpoints").glob("step-????????"), reverse=True)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _sum_of(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -152,10 +344,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Make the operating system write a file or folder to disk now."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -55,12 +55,16 @@ class Processes:
         """The smallest value that any process has."""
         return self._combine([value], dist.ReduceOp.MIN)[0]
 
-    def gather(self, value: Any) -> list[Any]:
-        """What every process has, in the order of their ranks."""
+    def gather(self, value: Any, group: Any = None) -> list[Any]:
+        """What every process has, in the order of their ranks.
+
+        Args:
+            group: `saving` in the thread that writes checkpoints; `control` if it is not given.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value, group=group or self.control)
         return values
 
     def _combine(self, values: Sequence[float], operation: Any) -> list[float]:

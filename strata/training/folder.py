@@ -64,7 +64,11 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
             for name, (here, there) in config.differences(held).items()
         ]
         before = json.loads(path.read_text())
-        changed = [f"the {name} is another" for name in origin if before[name] != origin[name]]
+        changed = [
+            f"the {name} is another ({before[name][:12]} there, {here[:12]} here)"
+            for name, here in origin.items()
+            if before[name] != here
+        ]
         if held.hash() != config.hash() or changed:
             raise ValueError(
                 f"{run_dir} holds another run: {'; '.join(differences + changed)}. "

@@ -27,17 +27,12 @@ import safetensors.torch
 import torch
 
 from strata.config import Config
-from strata.data import IGNORED, Loader, LoaderState, Prepared, document_numbers, prepare
+from strata.data import IGNORED, Loader, Prepared, document_numbers, prepare
 from strata.model import Transformer, bits_per_byte, flops_per_token
 from strata.model.float8 import use_float8
 from strata.storage import write_whole
 from strata.training.callbacks import StepResult
-from strata.training.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from strata.training.checkpoint import Checkpoints
 from strata.training.device import (
     Runtime,
     apply_runtime,
@@ -55,6 +50,7 @@ from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
 from strata.training.signals import Interrupted, stop_requests
+from strata.training.state import begin_again, restore_run, run_identity, run_state
 from strata.training.step import MicroBatch
 from strata.training.validation import check_held_out, validate
 
@@ -70,6 +66,7 @@ class Trainer:
 
     Attributes:
         model, optimizer, tokenizer: as they stand after `step` updates.
+        best: [step, bits per byte] of the best validation so far; empty before the first.
 
     Raises:
         ValueError: if the folder holds another run, or the corpus is smaller than one batch.
@@ -93,7 +90,7 @@ class Trainer:
         if not self.processes.first:
             self._open()
 
-        self.model = self._new_model()
+        self.model = self.new_model()
         if self.runtime.float8 and (left := use_float8(self.model)) and self.progress:
             print(f"in bfloat16, not float8, for their sizes: {', '.join(left)}", file=sys.stderr)
         self.optimizer = build_optimizer(
@@ -106,7 +103,8 @@ class Trainer:
         self.flops = 0.0
         self.stopped = ""
         self.wasted_flops = 0.0
-        self._due = False  # a checkpoint, which may have to wait until the loss is itself again
+        self.best: list[float] = []
+        self.due = False  # a checkpoint, which may have to wait until the loss is itself again
         self._interrupt = threading.Event()
         self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
@@ -116,8 +114,15 @@ class Trainer:
             weights = safetensors.torch.load_file(self.run_dir / "model.safetensors")
             self.model.load_state_dict(weights)
             return
-        if checkpoint := latest_checkpoint(self.run_dir):
-            self.loader.load_state_dict(self._restore(checkpoint))
+        self.checkpoints = Checkpoints(
+            self.run_dir,
+            self.processes,
+            run_identity(self),
+            config.training.keep_checkpoints,
+            config.training.keep_every,
+        )
+        if checkpoint := self.checkpoints.latest():
+            self.loader.load_state_dict(restore_run(self, checkpoint))
             if self.progress:
                 print(f"continuing {self.run_dir} after step {self.step}", file=sys.stderr)
         self.memory.agree(self.processes)
@@ -150,9 +155,12 @@ class Trainer:
         steps = self.config.training.max_steps
         logger = RunLogger(self.run_dir, self.step, steps, self.progress)
         with logger if self.processes.first else nullcontext() as log:
-            while self.step < steps and not self.stopped:
-                if result := self._advance(log):
-                    yield result
+            try:
+                while self.step < steps and not self.stopped:
+                    if result := self._advance(log):
+                        yield result
+            finally:  # whoever leaves the loop finds on the disk what was begun
+                self._settle(stop=False)
         self.loader.close()
         self._finish()
 
@@ -209,7 +217,7 @@ class Trainer:
                 )
         return training.batch_size // size
 
-    def _new_model(self) -> Transformer:
+    def new_model(self) -> Transformer:
         """The model as the seed makes it; every random number after this follows the seed too."""
         torch.manual_seed(self.config.training.seed)
         return Transformer(self.config.model).to(self.runtime.device)
@@ -226,24 +234,30 @@ class Trainer:
                 log.log(result.metrics)
             self._call("on_step", result)
             if "validation_loss" in result.metrics:
+                measured = [self.step, result.metrics["validation_bits_per_byte"]]
+                self.best = min(self.best or measured, measured, key=lambda found: found[1])
                 self._call("on_validation", result.metrics)
             # a signal or a callback reaches one process, but all of them must stop at one step
-            stopped, interrupted = self.processes.total(
-                float(bool(self.stopped)), float(self._interrupt.is_set())
+            stopped, interrupted, written = self.processes.total(
+                float(bool(self.stopped)),
+                float(self._interrupt.is_set()),
+                float(self.checkpoints.written),
             )
             if stopped and not self.stopped:
                 self.stopped = "by the first process"
             last = self.step == training.max_steps or bool(self.stopped)
             every = training.checkpoint_every
-            self._due |= bool(interrupted) or bool(every and self.step % every == 0)
-            if (self._due or last) and not are_finite(self.model):
+            self.due |= bool(every and self.step % every == 0)
+            if (self.due or interrupted or last) and not are_finite(self.model):
                 self._go_back("a weight is no number", log)
                 return None
-            if self._due and not last and not self.guard.suspicious:
-                if log is not None:
-                    log.sync()
-                self._checkpoint()
+            if written == self.processes.size:
+                self._settle()
+            scheduled = self.due and not self.guard.suspicious
+            if (scheduled or interrupted) and not last:
+                self._save(scheduled, log)
             if interrupted and not last:
+                self._settle()
                 self._interrupt.clear()
                 raise Interrupted(f"stopped after step {self.step}; run again to continue")
         return result
@@ -287,6 +301,9 @@ class Trainer:
             "utilisation": flops / seconds / (matmul_flops(self.runtime) * self.processes.size),
             "memory_bytes": peak_memory(self.runtime.device),
         }
+        if self.checkpoints.stalled:
+            timing["checkpoint_seconds"] = self.checkpoints.stalled
+            self.checkpoints.stalled = 0.0
         if peak := peak_flops(self.runtime):
             timing["peak_utilisation"] = flops / seconds / (peak * self.processes.size)
         if self.step % training.validate_every == 0 or self.step == training.max_steps:
@@ -321,17 +338,15 @@ class Trainer:
                 f"{wrong} at step {where}: lower optimizer.learning_rate or raise "
                 "training.warmup_steps"
             )
-        if checkpoint := latest_checkpoint(self.run_dir):
-            self._restore(checkpoint)
+        self._settle()
+        if checkpoint := self.checkpoints.latest(scheduled=True) or self.checkpoints.latest():
+            restore_run(self, checkpoint)
         else:
-            self.model.load_state_dict(self._new_model().state_dict())
-            self.optimizer.state.clear()
-            self.optimizer.updates = self.step = self.tokens = 0
-            self.flops = 0.0
-            self.guard = SpikeGuard(self.config.training)
+            begin_again(self)
+        self.checkpoints.forget_after(self.step)
         self.guard.rollbacks = rollbacks
         self.wasted_flops = spent - self.flops
-        self._due = False
+        self.due = False
         if log is not None:
             log.rewind(self.step)
         if self.processes.first:
@@ -341,32 +356,28 @@ class Trainer:
                 file=sys.stderr,
             )
 
-    def _restore(self, checkpoint: Path) -> LoaderState:
-        """Take a checkpoint's state, all but the loader's position, which is returned."""
-        state = load_checkpoint(checkpoint, self.model, self.optimizer)
-        self.step, counts = state["step"], state["counts"]
-        self.tokens, self.flops = counts["tokens"], counts["flops"]
-        self.wasted_flops = counts["wasted_flops"]
-        self.guard.load_state_dict(counts["guard"])
-        position: LoaderState = state["loader"]
-        return position
+    def _save(self, scheduled: bool, log: RunLogger | None) -> None:
+        """Begin a checkpoint of this step."""
+        self._settle()
+        self.due &= not scheduled
+        beforehand = log.sync if log is not None else lambda: None
+        self.checkpoints.save(self.step, *run_state(self), scheduled, beforehand)
 
-    def _checkpoint(self) -> None:
-        self._due = False
-        if self.processes.first:
-            counts = {
-                "tokens": self.tokens,
-                "flops": self.flops,
-                "wasted_flops": self.wasted_flops,
-                "guard": self.guard.state_dict(),
-            }
-            position = self.loader.state_dict()
-            path = save_checkpoint(
-                self.run_dir, self.step, self.model, self.optimizer, position, counts
-            )
-            prune_checkpoints(self.run_dir, self.step, self.config.training.keep_checkpoints)
-            self._call("on_checkpoint", path)
-        self.processes.barrier()
+    def _settle(self, stop: bool = True) -> None:
+        """Wait for the checkpoint that is being written, and say what became of it.
+
+        Raises:
+            OSError: if it could not be written, `stop` is true, and the configuration says to stop.
+        """
+        try:
+            if path := self.checkpoints.wait():
+                self._call("on_checkpoint", path)
+        except OSError as error:
+            problem = f"{self.run_dir}: the checkpoint could not be written ({error})"
+            if stop and self.config.training.on_write_failure == "stop":
+                raise OSError(f"{problem}; the one before it is unharmed") from error
+            if self.processes.first:
+                print(f"{problem}; going on without it", file=sys.stderr)
 
     def _finish(self) -> None:
         """Write the final weights and, as the mark of a finished run, its summary."""
@@ -382,6 +393,7 @@ class Trainer:
                 "steps": self.step,
                 "stopped": self.stopped,
                 "rollbacks": self.guard.rollbacks,
+                "best": self.best,
                 "tokens": self.tokens,
                 "flops": self.flops,
                 "wasted_flops": self.wasted_flops,
