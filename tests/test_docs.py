@@ -19,7 +19,11 @@ from strata.training import Trainer, latest_checkpoint, read_metrics
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SLURM, SKY, KEEP = DOCS / "slurm" / "train.sbatch", DOCS / "sky" / "train.yaml", DOCS / "sky/keep.sh"
+SLURM, SKY, KEEP = (
+    DOCS / "slurm" / "train.sbatch",
+    DOCS / "sky" / "train.yaml",
+    DOCS / "sky/keep.sh",
+)
 # `strata` where a shell would look for a command, or as a module
 CALL = re.compile(r"(?:(?<![\w/.-])|venv/bin/|-m )strata(?:\.cli)? ((?:[a-z]+ )?[a-z]+)\b(.*)")
 
@@ -67,7 +71,9 @@ def test_every_option_of_strata_that_a_recipe_names_exists() -> None:
         with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
             cli.parse([*command.split(), *preset, "--help"])
         for option in options:
-            assert re.search(rf"{option}\b", shown.getvalue()), f"strata {command}: no {option}"
+            assert re.search(rf"{option}(?![\w.-])", shown.getvalue()), (
+                f"strata {command}: no {option}"
+            )
 
 
 def test_every_directive_of_the_job_script_stands_where_slurm_reads_it() -> None:
@@ -146,7 +152,29 @@ def test_the_bucket_keeps_what_the_run_keeps_and_only_files_that_are_whole(
 
 
 @needs_gnu
-def test_an_empty_machine_never_empties_the_bucket(half_a_run: Path, tmp_path: Path) -> None:
-    keep("save", half_a_run, tmp_path / "bucket")
-    keep("save", tmp_path / "new", tmp_path / "bucket")
-    assert len(os.listdir(tmp_path / "bucket" / "checkpoints")) == 2
+def test_neither_side_loses_to_what_is_older(half_a_run: Path, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    keep("save", half_a_run, bucket)
+    (tmp_path / "new").mkdir()
+    keep("save", tmp_path / "new", bucket)  # a machine on which nothing has begun
+    assert len(os.listdir(bucket / "checkpoints")) == 2
+    here = shutil.copytree(half_a_run, tmp_path / "here")
+    with (here / "metrics.jsonl").open("a") as log:
+        log.write("newer")
+    keep("fetch", here, bucket)
+    assert (here / "metrics.jsonl").read_text().endswith("newer")
+
+
+@needs_gnu
+def test_the_bucket_calls_a_run_finished_once_all_of_it_is_there(
+    half_a_run: Path, tmp_path: Path
+) -> None:
+    run, bucket = shutil.copytree(half_a_run, tmp_path / "run"), tmp_path / "bucket"
+    (run / "summary.json").write_text("{}")
+    (bucket / "model.safetensors" / "state").mkdir(parents=True)
+    (
+        run / "model.safetensors"
+    ).touch()  # cannot be copied, since a folder of this name is in the way
+    with pytest.raises(subprocess.CalledProcessError):
+        keep("save", run, bucket)
+    assert not (bucket / "summary.json").exists()
