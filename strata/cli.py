@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,7 +170,7 @@ def one_line(frame: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 1 (failed), 2 (bad usage) or 130 (stopped).
+    """Run one command and return the exit status: 0, 1 (failed), 2 (bad usage), 128 + a signal.
 
     With `--debug` among the arguments, an error is raised instead of told.
     """
@@ -189,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         status = 1
         if isinstance(error, KeyboardInterrupt):
-            message, status = message or "stopped", 130
+            number = getattr(error, "signal", signal.SIGINT)  # Interrupted has one
+            message, status = message or "stopped", 128 + number
         elif isinstance(error, UsageError):
             status = 2
         elif not isinstance(error, ValueError | OSError | RuntimeError) or not message:

@@ -20,6 +20,7 @@ from strata.data import cache_dir
 from strata.model import count_parameters, flops_per_token
 from strata.training import choose_runtime
 from strata.training.device import Runtime, matmul_flops, peak_flops, processor_name
+from strata.training.parallelism import STATE_BYTES, USABLE, activation_bytes
 from strata.workbook import REPOSITORY
 
 # Share of a large matrix product's speed that a training step reaches; measured on CPUs with the
@@ -42,20 +43,17 @@ class Estimate:
 def estimate(preset: str, flops_per_second: float) -> Estimate:
     """Memory and time of training a preset at a given speed of matrix products.
 
-    Memory: 16 bytes a parameter (weights, gradients, two moments, float32), and the activations
-    that one micro-batch keeps for the backward pass, about 34 numbers of 2 to 4 bytes for each
-    position, layer and unit of width (Korthikanti et al., 2022, section 4.1, without the attention
-    matrix, which is never stored).
+    Memory: weights, gradients and two moments, and the activations of one micro-batch; see
+    `strata.training.parallelism`.
     """
     config = Config.preset(preset)
     model, training = config.model, config.training
     parameters = count_parameters(model)["total"]
     sequences = training.micro_batch_size or training.batch_size
-    positions = sequences * model.context_length
-    activations = 34.0 * positions * model.width * model.n_layers * 2
+    memory = STATE_BYTES * parameters + activation_bytes(model, sequences)
     tokens = training.max_steps * training.batch_size * model.context_length
     seconds = tokens * flops_per_token(model) / (flops_per_second * UTILISATION)
-    return Estimate(preset, parameters, 16.0 * parameters + activations, seconds / 3600)
+    return Estimate(preset, parameters, memory, seconds / 3600)
 
 
 def best_fit(estimates: Sequence[Estimate], memory_bytes: float) -> str:
@@ -63,7 +61,7 @@ def best_fit(estimates: Sequence[Estimate], memory_bytes: float) -> str:
     fitting = [
         one.preset
         for one in estimates
-        if one.memory_bytes < 0.9 * memory_bytes and one.hours < LONGEST_HOURS
+        if one.memory_bytes < USABLE * memory_bytes and one.hours < LONGEST_HOURS
     ]
     return fitting[-1] if fitting else ""
 

@@ -22,32 +22,43 @@ Spec = Annotated[
 Everything = Annotated[Config, arg(name="")]
 
 
-def train(config: Everything, preset: Positional[str] = "", run_dir: Path | None = None) -> None:
+def train(
+    config: Everything,
+    preset: Positional[str] = "",
+    run_dir: Path | None = None,
+    nproc: int = 1,
+    restarts: int = 0,
+) -> None:
     """Train a model, or continue a run that was interrupted.
 
     Example: strata train nano --run-dir runs/mine --optimizer.learning-rate 3e-4
 
     Continue: strata train --run-dir runs/mine
 
-    On eight GPUs: torchrun --nproc-per-node 8 -m strata.cli train small --run-dir runs/small
+    On eight GPUs: strata train small --nproc 8 --restarts 3
 
     Args:
         preset: A named configuration or a config.toml; none is needed to continue a run.
         run_dir: Where everything goes; runs/PRESET if it is not given.
+        nproc: Processes on this machine; 0 = one for each GPU. Over several machines: torchrun
+            --nnodes 2 --nproc-per-node 8 ... -m strata.cli train small
+        restarts: Start the processes again, from the last checkpoint, so often after one has died.
     """
+    if nproc < 0 or restarts < 0:
+        raise ValueError(f"--nproc {nproc} --restarts {restarts}: expected 0 or more of each")
     folder = _run_folder(preset, run_dir)
     from strata.data import absolute_spec
     from strata.evaluation import SampleWriter
-    from strata.training import Trainer
+    from strata.training import launch_training
 
     if preset:  # a run that is continued keeps what its configuration says
         config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
-    trainer = Trainer(config, folder, callbacks=[SampleWriter()])
-    if trainer.finished:
+    finished = (folder / "summary.json").is_file()
+    steps = launch_training(config, folder, nproc, restarts, callbacks=[SampleWriter()])
+    if finished:
         _say(f"finished before, nothing to train: {folder}")
-        return
-    trainer.fit()
-    _say(f"trained {trainer.step:,} steps: {folder}")
+    else:
+        _say(f"trained {steps:,} steps: {folder}")
 
 
 def _run_folder(preset: str, run_dir: Path | None) -> Path:

@@ -17,6 +17,15 @@ from strata.tokenizer import Tokenizer
 _HEADING = "==== after step "
 
 
+class Processes(Protocol):
+    """Those that train together."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        ...
+
+
 class Training(Protocol):
     """What a sampler needs to see of a trainer."""
 
@@ -25,6 +34,7 @@ class Training(Protocol):
     step: int
     model: Transformer
     tokenizer: Tokenizer
+    processes: Processes
 
 
 class SampleWriter:
@@ -38,6 +48,8 @@ class SampleWriter:
         max_new_tokens: length of a sample.
         temperature, top_p: as for `generate`.
     """
+
+    on_every_process = True
 
     def __init__(
         self,
@@ -69,6 +81,8 @@ class SampleWriter:
             top_p=self.top_p,
             seed=trainer.config.training.seed,
         )
+        if not trainer.processes.first:
+            return
         path = trainer.run_dir / "samples.txt"
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         kept = [

@@ -4,8 +4,9 @@
 `groups` which parameter follows which, and `optimizer` applies them; `experiments` helps to choose.
 `step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
 goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
-makes a run survive, `logger` writes down what happened, `device` and `distributed` decide where
-and on how many processes, `folder` what a run leaves behind, and `history` reads runs back.
+makes a run survive, `logger` writes down what happened, `device` decides where to compute and
+`parallelism` what several processes share; `distributed` and `sharding` let them share it, and
+`launch` starts them. `folder` is what a run leaves behind, and `history` reads runs back.
 """
 
 import importlib
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from strata.training.history import find_runs as find_runs
     from strata.training.history import plot_runs as plot_runs
     from strata.training.history import read_run as read_run
+    from strata.training.launch import launch_training as launch_training
     from strata.training.logger import read_metrics as read_metrics
     from strata.training.optimizer import Optimizer as Optimizer
     from strata.training.optimizer import build_optimizer as build_optimizer
@@ -41,6 +43,7 @@ _NAMES = {
     "device": ["Runtime", "choose_runtime"],
     "groups": ["group_table"],
     "history": ["find_runs", "plot_runs", "read_run"],
+    "launch": ["launch_training"],
     "logger": ["read_metrics"],
     "optimizer": ["Optimizer", "build_optimizer"],
     "schedule": ["Settings", "rate_ratio", "schedule_at"],

@@ -27,7 +27,14 @@ class StepResult:
 
 
 class Callback:
-    """What may be done between updates, on the first process; override what you need."""
+    """What may be done between updates; override what you need.
+
+    It is called on the first process, for whom the others wait: ten minutes during training, a day
+    in `on_end`. One that runs the model sets `on_every_process`, since a model that is sharded runs
+    on all processes or on none.
+    """
+
+    on_every_process = False
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         """After every update."""

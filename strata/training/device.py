@@ -14,6 +14,7 @@ import torch
 
 from strata.config import ModelConfig, TrainingConfig
 from strata.model.masks import masked_kernel
+from strata.training.parallelism import Parallelism, choose_parallelism
 
 # Width from which the matrices of a model gain by eight bits, with torch.compile. From nanochat's
 # measurements on H100s (dev/LOG.md, 2026-02-02): slower at depth 12, width 768; 17 % faster at
@@ -60,6 +61,7 @@ class Runtime:
     compile: bool
     threads: int
     reasons: tuple[str, ...]
+    parallelism: Parallelism
     float8: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -73,7 +75,7 @@ def choose_runtime(training: TrainingConfig, model: ModelConfig | None = None) -
     """Decide where and how to compute.
 
     Args:
-        model: what is to be trained; without it "auto" does not choose float8.
+        model: what is to be trained; without it "auto" chooses neither float8 nor to shard.
 
     Raises:
         ValueError: if a device or precision is asked for that this machine does not have.
@@ -82,6 +84,7 @@ def choose_runtime(training: TrainingConfig, model: ModelConfig | None = None) -
     compiled, compile_reason = _choose_compile(training, kind)
     precision, precision_reason = _choose_precision(training, kind, compiled, model)
     threads, threads_reason = _choose_threads(training)
+    parallelism = choose_parallelism(training, model, kind)
     return Runtime(
         # torchrun gives each process of a machine its own number and so its own GPU
         torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind),
@@ -94,7 +97,9 @@ def choose_runtime(training: TrainingConfig, model: ModelConfig | None = None) -
             _attention_reason(kind, precision),
             compile_reason,
             threads_reason,
+            parallelism.reason,
         ),
+        parallelism,
         float8=precision == "float8",
     )
 

@@ -1,9 +1,11 @@
-"""Many processes, one run: PyTorch's own data parallelism, started by torchrun.
+"""Many processes, one run: PyTorch's own data parallelism, started by its launcher.
 
-    torchrun --nproc-per-node 8 -m strata.cli train small --run-dir runs/small
+    strata train small --nproc 8
+    torchrun --nnodes 2 --nproc-per-node 8 … -m strata.cli train small --run-dir runs/small
 
-Each process holds the whole model, sees its share of every batch, and DistributedDataParallel
-averages the gradients while the backward pass runs. One process is the same code without it.
+Each process sees its share of every batch. Where the model fits, each holds all of it, and
+DistributedDataParallel averages the gradients while the backward pass runs; where it does not, each
+holds a part (see `sharding`). `parallelism` decides. One process is the same code without either.
 """
 
 import atexit
@@ -18,9 +20,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from strata.model import Transformer
+from strata.training.device import Runtime
+from strata.training.sharding import compile_blocks, shard
+
+# A process that is not heard of for so long is lost; the others end, and may be started again.
+PATIENCE = datetime.timedelta(minutes=10)
+# Preparing text may take hours, and all but the first process wait for it.
+LONG_PATIENCE = datetime.timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,14 @@ class Processes:
     Attributes:
         control: a gloo group of all of them, for what is not on a GPU; None for one process.
         saving: another, for the thread that writes checkpoints while training goes on.
+        waiting: another, whose members wait for each other for a day.
     """
 
     rank: int = 0
     size: int = 1
     control: Any = None
     saving: Any = None
+    waiting: Any = None
 
     @property
     def first(self) -> bool:
@@ -46,6 +58,11 @@ class Processes:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
+
+    def long_barrier(self) -> None:
+        """Wait for all, of whom one may do something that takes hours."""
+        if self.size > 1:
+            dist.barrier(group=self.waiting)
 
     def total(self, *values: float) -> list[float]:
         """The sums of the values over all processes."""
@@ -78,47 +95,73 @@ class Processes:
 
 
 def join_processes(device: torch.device) -> Processes:
-    """Join the group that torchrun started, or be the only process."""
+    """Join the group that the launcher started, or be the only process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # the others wait while the first prepares the text, which may take hours
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(hours=24))
+        dist.init_process_group(backend, timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size(), *_control_groups())
 
 
 @functools.cache
-def _control_groups() -> tuple[Any, Any]:
-    return dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+def _control_groups() -> tuple[Any, Any, Any]:
+    return (
+        dist.new_group(backend="gloo", timeout=PATIENCE),
+        dist.new_group(backend="gloo"),
+        dist.new_group(backend="gloo", timeout=LONG_PATIENCE),
+    )
+
+
+def spread(model: Transformer, runtime: Runtime) -> Transformer:
+    """The model on the devices: on each whole, or on each a part.
+
+    Args:
+        model: on the CPU; where it is to be sharded the first process alone needs its values.
+    """
+    if runtime.parallelism.sharded:
+        return shard(model, runtime.parallelism.nodes, runtime.device)
+    return model.to(runtime.device)
 
 
 class LossModule(nn.Module):
-    """`Transformer.loss` as a forward pass, which is what DistributedDataParallel wraps."""
+    """`Transformer.loss` as a forward pass, which is what DistributedDataParallel wraps.
 
-    def __init__(self, model: Transformer) -> None:
+    Args:
+        hold_gradient: of a sharded model; see `Parallelism`.
+    """
+
+    def __init__(self, model: Transformer, hold_gradient: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.hold_gradient = hold_gradient
 
     def forward(self, *micro_batch: Tensor) -> Tensor:
         return self.model.loss(*micro_batch)
 
 
 def parallel_loss(
-    model: Transformer, processes: Processes, compiled: bool
+    model: Transformer, processes: Processes, runtime: Runtime
 ) -> Callable[..., Tensor]:
     """The function (tokens, targets, …) -> loss whose backward pass averages over processes.
 
     Compiled, each shape gets kernels of its own, of which a run has few: kernels for any shape
     would be slower for the rest of the run.
+
+    Args:
+        model: as `spread` left it.
     """
     if processes.size == 1:
-        return torch.compile(model.loss, dynamic=False) if compiled else model.loss
-    module: nn.Module = LossModule(model)
-    if compiled:
+        return torch.compile(model.loss, dynamic=False) if runtime.compile else model.loss
+    module = LossModule(model, runtime.parallelism.hold_gradient)
+    if isinstance(model, FSDPModule):
+        if runtime.compile:
+            compile_blocks(model)
+        return module
+    if runtime.compile:
         module.compile(dynamic=False)
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
@@ -127,4 +170,8 @@ def without_averaging(loss_function: Any, until: bool) -> AbstractContextManager
     """Keep gradients local, for all micro-batches of an update `until` the last."""
     if isinstance(loss_function, DistributedDataParallel) and not until:
         return loss_function.no_sync()
+    if isinstance(loss_function, LossModule) and isinstance(loss_function.model, FSDPModule):
+        # what was set holds until it is set again, so this is no block
+        loss_function.model.set_requires_gradient_sync(until or not loss_function.hold_gradient)
+        loss_function.model.set_requires_all_reduce(until)
     return nullcontext()

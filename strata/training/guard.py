@@ -11,6 +11,7 @@ from typing import Any
 
 from strata.config import TrainingConfig
 from strata.model import Transformer
+from strata.training.sharding import local, on_all
 
 WINDOW = 64  # losses that say what is usual
 FEWEST = 16  # before so many, nothing is usual
@@ -22,8 +23,12 @@ class Diverged(RuntimeError):
 
 
 def are_finite(model: Transformer) -> bool:
-    """Whether weights are worth keeping; of others a run would never come free again."""
-    return all(bool(weight.isfinite().all()) for weight in model.parameters())
+    """Whether weights are worth keeping; of others a run would never come free again.
+
+    Of a sharded model all processes ask together.
+    """
+    here = all(bool(local(weight).isfinite().all()) for weight in model.parameters())
+    return on_all(model, here)
 
 
 class SpikeGuard:

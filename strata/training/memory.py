@@ -8,6 +8,7 @@ halved for as long as memory runs out.
 import sys
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from strata.config import Config
 from strata.model import Transformer
@@ -67,7 +68,11 @@ class Memory:
         """Of several processes: find what fits on all of them, before the first step.
 
         During a step it would be too late, since a process that runs out of memory leaves the
-        others waiting for its gradients.
+        others waiting for its gradients. Of a sharded model each pass is such a step: there the
+        configuration has to say what fits.
+
+        Raises:
+            RuntimeError: if not even one sequence fits, or too many are asked of a sharded model.
         """
         self._alone = processes.size == 1
         if self._alone:
@@ -84,6 +89,11 @@ class Memory:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if isinstance(self._model, FSDPModule):
+                    raise RuntimeError(
+                        f"out of memory: micro-batches of {self.micro_batch_size} sequences do not "
+                        "fit beside a part of the model; set training.micro_batch_size to fewer"
+                    ) from error
             self._halve()
         self._optimizer.zero_grad(set_to_none=True)
         self.micro_batch_size = int(processes.least(self.micro_batch_size))

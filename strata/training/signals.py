@@ -7,7 +7,15 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; its state is saved and the same call continues it."""
+    """The run was asked to stop; its state is saved and the same call continues it.
+
+    Attributes:
+        signal: number of the signal that asked; a process that ends for it has status 128 + this.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = int(number)
 
 
 @contextmanager

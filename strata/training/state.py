@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from strata.data import LoaderState
 from strata.training.checkpoint import load_tensors, read_manifest, tensor_shapes
 from strata.training.distributed import Processes
 from strata.training.guard import SpikeGuard
+from strata.training.sharding import load_weights
 
 if TYPE_CHECKING:
     from strata.model import Transformer
@@ -136,8 +136,7 @@ def restore_run(trainer: Trainer, checkpoint: Path) -> LoaderState:
 
 def begin_again(trainer: Trainer) -> None:
     """Put a trainer where the run began, all but the loader."""
-    weights: dict[str, Any] = trainer.new_model().state_dict()
-    set_model_state_dict(trainer.model, weights, options=StateDictOptions(full_state_dict=True))
+    load_weights(trainer.model, trainer.new_model().state_dict())
     trainer.optimizer.state.clear()
     trainer.optimizer.updates = trainer.step = trainer.tokens = 0
     trainer.flops, trainer.best, trainer.due = 0.0, [], False

@@ -41,7 +41,7 @@ from strata.training.device import (
     peak_flops,
     peak_memory,
 )
-from strata.training.distributed import join_processes, parallel_loss
+from strata.training.distributed import join_processes, parallel_loss, spread
 from strata.training.folder import open_folder, recall_data, write_summary
 from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import Diverged, SpikeGuard, are_finite
@@ -49,6 +49,7 @@ from strata.training.logger import RunLogger, read_metrics
 from strata.training.memory import Memory
 from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
+from strata.training.sharding import load_weights, whole_weights
 from strata.training.signals import Interrupted, stop_requests
 from strata.training.state import begin_again, restore_run, run_identity, run_state
 from strata.training.step import MicroBatch
@@ -86,17 +87,18 @@ class Trainer:
         self.progress = progress and self.processes.first
         if self.processes.first:  # the others wait, and find the cache filled
             self._open()
-        self.processes.barrier()
+        self.processes.long_barrier()
         if not self.processes.first:
             self._open()
 
         self.model = self.new_model()
         if self.runtime.float8 and (left := use_float8(self.model)) and self.progress:
             print(f"in bfloat16, not float8, for their sizes: {', '.join(left)}", file=sys.stderr)
+        self.model = spread(self.model, self.runtime)
         self.optimizer = build_optimizer(
             self.model, config.optimizer, self.runtime.compile, self.runtime.dtype
         )
-        self.loss_function = parallel_loss(self.model, self.processes, self.runtime.compile)
+        self.loss_function = parallel_loss(self.model, self.processes, self.runtime)
         self.memory = Memory(self.model, self.loss_function, self.optimizer, config, self._share())
         self.guard = SpikeGuard(config.training)
         self.step = self.tokens = 0
@@ -111,8 +113,8 @@ class Trainer:
             summary = json.loads((self.run_dir / "summary.json").read_text())
             self.step, self.tokens = summary["steps"], summary["tokens"]
             self.flops, self.stopped = summary["flops"], summary["stopped"]
-            weights = safetensors.torch.load_file(self.run_dir / "model.safetensors")
-            self.model.load_state_dict(weights)
+            path = self.run_dir / "model.safetensors"
+            load_weights(self.model, safetensors.torch.load_file(path))
             return
         self.checkpoints = Checkpoints(
             self.run_dir,
@@ -218,9 +220,11 @@ class Trainer:
         return training.batch_size // size
 
     def new_model(self) -> Transformer:
-        """The model as the seed makes it; every random number after this follows the seed too."""
+        """The model as the seed makes it, on the CPU; random numbers after this follow it too."""
         torch.manual_seed(self.config.training.seed)
-        return Transformer(self.config.model).to(self.runtime.device)
+        elsewhere = self.runtime.parallelism.sharded and not self.processes.first
+        with torch.device("meta" if elsewhere else "cpu"):
+            return Transformer(self.config.model)
 
     def _advance(self, log: RunLogger | None) -> StepResult | None:
         """One update and all that follows from it; None if the guard sent the run back instead."""
@@ -384,9 +388,9 @@ class Trainer:
         step, measured = self._validated
         if step != self.step:
             measured = self.validate()
+        weights = whole_weights(self.model)
         if self.processes.first:
-            weights = safetensors.torch.save(self.model.state_dict())
-            write_whole(self.run_dir / "model.safetensors", weights)
+            write_whole(self.run_dir / "model.safetensors", safetensors.torch.save(weights))
         self._call("on_end")
         if self.processes.first:
             counts = {
@@ -399,10 +403,9 @@ class Trainer:
                 "wasted_flops": self.wasted_flops,
             }
             write_summary(self.run_dir, self.config, counts | measured, self.metrics)
-        self.processes.barrier()
+        self.processes.long_barrier()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        for callback in self.callbacks if self.processes.first else ():
-            method = getattr(callback, name, None)
-            if method is not None:
-                method(self, *arguments)
+        for callback in self.callbacks:
+            if self.processes.first or getattr(callback, "on_every_process", False):
+                getattr(callback, name, lambda *_: None)(self, *arguments)

@@ -38,15 +38,20 @@ def validate(
         separator: stands before each document; given, tokens read from their own one alone.
     """
     length = model.config.context_length
-    numbers = spread_windows(shards, sequences, length)[processes.rank :: processes.size]
+    windows = spread_windows(shards, sequences, length)
+    numbers = windows[processes.rank :: processes.size]
     nats, n_tokens, n_bytes = 0.0, 0, 0
     model.eval()
-    for start in range(0, len(numbers), ROWS):
-        tokens, targets = read_windows(shards, numbers[start : start + ROWS], length)
+    # as many passes on every process: those of a sharded model need all of them
+    for start in range(0, -(-len(windows) // processes.size), ROWS):
+        mine = numbers[start : start + ROWS]
+        tokens, targets = read_windows(shards, mine if len(mine) else windows[:1], length)
         there = tokens.to(runtime.device)
         documents = None if separator is None else document_numbers(there, separator)
         with runtime.autocast():
             losses, _ = model.score(there, targets.to(runtime.device), documents)
+        if not len(mine):
+            continue
         nats += losses.cpu().double().sum().item()  # MPS has no float64
         n_tokens += targets.numel()
         n_bytes += int(byte_lengths[targets].sum())
