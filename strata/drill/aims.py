@@ -10,9 +10,12 @@ A kill of the first three waits until one more checkpoint is there than when the
 that a run gets on however often it is killed.
 """
 
+import os
 import random
+import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -71,33 +74,30 @@ class Observer:
         Raises:
             TimeoutError: nothing happened for two minutes.
         """
-        logged = saved = started_saving = 0.0
-        gaps, saves = [], []
-        newest = self._first_checkpoint
-        log = self._first_log
+        logged = saved = began = 0.0
+        gaps: list[float] = []
+        saves: list[float] = []
+        log, newest = self._first_log, self._first_checkpoint
 
         def look() -> bool:
-            nonlocal logged, saved, started_saving, newest, log
-            now = time.monotonic()
-            if self._log() != log:
-                log, logged = self._log(), now
-            if is_saving(self._run_dir) != bool(started_saving):
-                if started_saving:
-                    saves.append(now - started_saving)
-                started_saving = 0.0 if started_saving else now
-            if newest_checkpoint(self._run_dir) != newest:
-                newest = newest_checkpoint(self._run_dir)
-                if saved:
-                    gaps.append(now - saved)
-                saved = now
+            nonlocal logged, saved, began, log, newest
+            now, saving = time.monotonic(), is_saving(self._run_dir)
+            if (found := self._log()) != log:
+                log, logged = found, now
+            if saving != bool(began):
+                saves.extend([now - began] if began else [])
+                began = now if saving else 0.0
+            if (name := newest_checkpoint(self._run_dir)) != newest:
+                gaps.extend([now - saved] if saved else [])
+                newest, saved = name, now
             return False
 
-        try:
-            self._until(look)
-        except EndedFirst:
-            self.pace.end = time.monotonic() - logged
-            self.pace.checkpoint = sorted(gaps)[len(gaps) // 2] if gaps else self.pace.checkpoint
-            self.pace.save = sorted(saves)[len(saves) // 2] if saves else self.pace.save
+        with suppress(EndedFirst):
+            self._until(look, between=0.001)
+        self.pace.end = time.monotonic() - logged
+        if gaps and saves:
+            self.pace.checkpoint = statistics.median(gaps)
+            self.pace.save = statistics.median(saves)
 
     def await_start(self) -> None:
         """Return when the job has opened the log, just before its first step.
@@ -143,9 +143,13 @@ class Observer:
         if not written:
             self._pause(rng.uniform(0.0, self.pace.end))
             return
-        temporary = f".{written}."  # and more, until it is whole
-        self._until(lambda: any(temporary in path.name for path in self._run_dir.iterdir()))
+        before = self._identities(written)
+        self._until(lambda: self._identities(written) != before)
         self._pause(rng.uniform(0.0, _SECONDS_AFTER_A_WRITE))
+
+    def _identities(self, name: str) -> set[int]:
+        """What the file of this name is, and what is there to become it, as `.NAME.…`."""
+        return {entry.inode() for entry in os.scandir(self._run_dir) if name in entry.name}
 
     def _pause(self, seconds: float) -> None:
         moment = time.monotonic() + seconds

@@ -25,6 +25,8 @@ from strata.drill.record import Kill, Outcome
 from strata.drill.small_run import write_small_run
 
 KILLS_A_RUN = 15
+# So many runs in a row that could not be killed, because they failed or were too fast, end a drill.
+_FRUITLESS_RUNS = 3
 _LINES_TOLD = 12  # of what a job printed before it was lost
 
 
@@ -65,14 +67,14 @@ def drill(
         run_dir = exercise.train_reference(number, warm=index > 0)
         if index == 0:
             prepare_warm_jobs(run_dir / "tokenizer.json")
-    # twice as many, should some end before their kills are spent
-    for number in range(2 * runs):
-        if left := kills - exercise.spent:
-            name, share = f"run-{number:03}", processes[number % len(processes)]
-            outcome = exercise.drill_run(name, share, min(left, kills_a_run))
-            yield outcome
-            if outcome.lost and not outcome.kills:
-                return
+    number = fruitless = 0
+    while exercise.spent < kills and fruitless < _FRUITLESS_RUNS:
+        share = processes[number % len(processes)]
+        most = min(kills - exercise.spent, kills_a_run)
+        outcome = exercise.drill_run(f"run-{number:03}", share, most)
+        yield outcome
+        number += 1
+        fruitless = 0 if outcome.kills else fruitless + 1
 
 
 class _Exercise:
