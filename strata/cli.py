@@ -30,6 +30,7 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.workbook,
     runs.paper,
     machines.doctor,
+    machines.drill,
     runs.train,
     runs.runs,
     runs.evaluate,

@@ -16,7 +16,8 @@ from strata.config import Config
 from strata.tokenizer import Tokenizer
 
 COMMANDS = [
-    "workbook", "paper", "doctor", "train", "runs", "evaluate", "generate", "ablate", "tune",
+    "workbook", "paper", "doctor", "drill", "train", "runs", "evaluate", "generate",
+    "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
     "data prepare",
     "transfer push", "transfer run", "transfer status", "transfer pull",

@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workbook": {"storage", "config", "data", "paper", "training"},
     "far_end": set(),
     "transfer": {"storage", "config", "data", "far_end"},
+    "drill": {"storage", "config", "tokenizer", "training"},
     "doctor": {"config", "data", "model", "training", "workbook"},
     "commands": CORE
-    | {"training", "evaluation", "ablations", "paper", "workbook", "transfer", "doctor"},
+    | {"training", "evaluation", "ablations", "paper", "workbook", "transfer", "drill", "doctor"},
     "cli": {"commands", "config"},
 }
 ORACLES = {"tiktoken", "tokenizers", "rustbpe", "lm_eval", "hypothesis", "pytest"}
