@@ -1,5 +1,7 @@
 """The decision where and how to compute, on machines that are not this one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,6 +22,8 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        about = SimpleNamespace(total_memory=80e9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
         has = capability >= (8, 0)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
 
@@ -35,7 +39,15 @@ def test_a_hopper_gpu_compiles_in_bfloat16_and_says_so(gpu):
     assert runtime.compile
     assert not runtime.float8
     about = " | ".join(runtime.reasons)
-    for part in ("device cuda", "bfloat16", "flash", "FlexAttention", "compile on", "threads"):
+    for part in (
+        "device cuda",
+        "bfloat16",
+        "flash",
+        "FlexAttention",
+        "compile on",
+        "threads",
+        "4.5 billion",
+    ):
         assert part in about
 
 

@@ -37,7 +37,7 @@ def train(count, tmp_path, config, run, until=0, changes=None):
         config=str(tmp_path / "config.toml"), run=str(run), until=until, changes=changes or {}
     )
     if count > 1:
-        run_on_processes(count, tmp_path / "train.py", text)
+        run_on_processes(tmp_path / "train.py", text, count)
     else:
         exec(compile(text, "train", "exec"), {})
     found: dict[int, list[list[int]]] = {}

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 
-def run_on_processes(count: int, script: Path, text: str) -> str:
-    """Write `text` to `script`, run it, and return what it printed; it must not fail."""
+def run_on_processes(script: Path, text: str, count: int) -> str:
+    """Write `text` to `script`, run it `count` times together, and return what was printed.
+
+    It must not fail.
+    """
     script.write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(count), str(script)]
@@ -16,5 +19,5 @@ def run_on_processes(count: int, script: Path, text: str) -> str:
 
 
 def run_on_two_processes(script: Path, text: str) -> str:
-    """`run_on_processes` with two of them."""
-    return run_on_processes(2, script, text)
+    """`run_on_processes` for two."""
+    return run_on_processes(script, text, 2)

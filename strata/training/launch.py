@@ -90,8 +90,10 @@ def launch_training(
             outcome = _run_processes(nproc, work, received)
         except ChildFailedError as error:
             reason = _what_happened(error, nproc)
-            if received:  # too early or too late to be saved
-                raise Interrupted(f"stopped: {reason}", received[0]) from error
+            status = error.get_first_failure()[1].exitcode
+            if received or status - 128 in _STOP:
+                number = received[0] if received else status - 128
+                raise Interrupted("stopped before it could save; run again", number) from error
             if not restarts:
                 raise RuntimeError(reason) from error
             print(f"{reason}; starting again, {restarts - 1} restarts left", file=sys.stderr)
@@ -224,20 +226,16 @@ def _work(
     except Interrupted as interrupted:
         return _Outcome(0, interrupted.signal, str(interrupted))
     except KeyboardInterrupt:
-        return _stopped_early(asked)
+        # there is nothing to save, and the others, who may be waiting for this process, have to
+        # see that it is gone
+        os._exit(128 + (asked or [signal.SIGINT])[0])
     except Exception:
         if asked:  # another process that was stopped has left this one alone
-            return _stopped_early(asked)
+            os._exit(128 + asked[0])
         time.sleep(_COURTESY)
         raise
     finally:
         finished.set()
-
-
-def _stopped_early(asked: list[int]) -> _Outcome:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # whoever waits for this process learns of it
-    return _Outcome(0, (asked or [signal.SIGINT])[0], "stopped before training; run again")
 
 
 def _end_with_launcher(finished: threading.Event) -> None:
