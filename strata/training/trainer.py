@@ -26,10 +26,11 @@ import safetensors.torch
 import torch
 
 from strata.config import Config
-from strata.data import IGNORED, Loader, Prepared, document_numbers, prepare
+from strata.data import IGNORED, Prepared, prepare
 from strata.model import Transformer, bits_per_byte, flops_per_token
 from strata.model.float8 import use_float8
 from strata.storage import write_whole
+from strata.training.batches import next_batch, open_loader, share_of_batch
 from strata.training.callbacks import StepResult
 from strata.training.checkpoint import Checkpoints
 from strata.training.device import (
@@ -42,7 +43,6 @@ from strata.training.device import (
 )
 from strata.training.distributed import join_processes, parallel_loss, spread
 from strata.training.folder import open_folder, recall_data, write_summary
-from strata.training.growth import batch_size_at, context_length_at, cut_sequences
 from strata.training.guard import Diverged, SpikeGuard, are_finite
 from strata.training.lock import OneWriter
 from strata.training.logger import RunLogger, read_metrics
@@ -52,7 +52,6 @@ from strata.training.schedule import schedule_at
 from strata.training.sharding import load_weights, whole_weights
 from strata.training.signals import Requests
 from strata.training.state import begin_again, restore_run, run_identity, run_state
-from strata.training.step import MicroBatch
 from strata.training.validation import check_held_out, validate
 
 
@@ -101,7 +100,8 @@ class Trainer:
             self.model, config.optimizer, self.runtime.compile, self.runtime.dtype
         )
         self.loss_function = parallel_loss(self.model, self.processes, self.runtime)
-        self.memory = Memory(self.model, self.loss_function, self.optimizer, config, self._share())
+        share = share_of_batch(config.training, self.processes)
+        self.memory = Memory(self.model, self.loss_function, self.optimizer, config, share)
         self.guard = SpikeGuard(config.training)
         self.step = self.tokens = 0
         self.flops = 0.0
@@ -198,32 +198,10 @@ class Trainer:
         )
         self.tokenizer = self.prepared.tokenizer
         self._byte_lengths = torch.from_numpy(self.tokenizer.byte_lengths.astype(np.int64))
-        self.loader = Loader(
-            self.prepared.train,
-            batch_size=self._share(),
-            context_length=config.model.context_length,
-            seed=config.training.seed,
-            rank=self.processes.rank,
-            world_size=self.processes.size,
-            packing=config.data.packing,
-            # on a CPU a batch is read sooner than another thread is woken
-            prefetch=2 if self.runtime.device.type == "cuda" else 0,
-            device=self.runtime.device,
-        )
+        self.loader = open_loader(config, self.prepared, self.processes, self.runtime)
         check_held_out(self.prepared.validation, config)
         if self.processes.first:
             open_folder(self.run_dir, config, self.prepared, self.runtime)
-
-    def _share(self) -> int:
-        """Sequences an update on this process."""
-        training, size = self.config.training, self.processes.size
-        for name in ("batch_size", "initial_batch_size"):
-            if getattr(training, name) % size:
-                raise ValueError(
-                    f"training.{name} = {getattr(training, name)}: expected a multiple of the "
-                    f"{size} processes"
-                )
-        return training.batch_size // size
 
     def new_model(self) -> Transformer:
         """The model as the seed makes it, on the CPU; random numbers after this follow it too."""
@@ -273,7 +251,10 @@ class Trainer:
         training, started = self.config.training, time.perf_counter()
         self.step += 1
         self.model.train()
-        batch = self._next_batch()
+        separator = self.tokenizer.document_separator
+        batch = next_batch(
+            self.loader, self.step, self.config, self.processes, self.runtime, separator
+        )
         targets = batch[1][batch[1] != IGNORED]
         predicted, n_bytes = self.processes.total(
             float(targets.numel()), float(self._byte_lengths[targets].sum())
@@ -318,18 +299,6 @@ class Trainer:
             timing["validation_seconds"] = time.perf_counter() - started
         metrics["timing"] = timing
         return StepResult(self.step, loss, metrics)
-
-    def _next_batch(self) -> MicroBatch:
-        """The tokens and targets of this step on this process, and their documents if asked."""
-        training, context = self.config.training, self.config.model.context_length
-        batch = self.loader.next(batch_size_at(self.step, training) // self.processes.size)
-        tensors: MicroBatch = batch
-        if self.config.data.document_masks:
-            tokens = batch.tokens.to(self.runtime.device, non_blocking=True)
-            documents = document_numbers(tokens, self.tokenizer.document_separator)
-            tensors = (*batch, documents)
-        length = context_length_at(self.step, training, context)
-        return tuple(cut_sequences(tensor, length) for tensor in tensors)
 
     def _go_back(self, wrong: str, log: RunLogger | None) -> None:
         """Return to the last good state, and leave out the data read since.
