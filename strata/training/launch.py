@@ -91,16 +91,16 @@ def launch_training(
         except ChildFailedError as error:
             reason = _what_happened(error, nproc)
             status = error.get_first_failure()[1].exitcode
-            if received or status - 128 in _STOP:
-                number = received[0] if received else status - 128
-                raise Interrupted("stopped before it could save; run again", number) from error
+            if stops := [number for number in [*received, status - 128] if number in _STOP]:
+                raise Interrupted("stopped before it could save; run again", stops[0]) from error
             if not restarts:
                 raise RuntimeError(reason) from error
             print(f"{reason}; starting again, {restarts - 1} restarts left", file=sys.stderr)
             restarts -= 1
             continue
         if outcome.signal:
-            raise Interrupted(outcome.message, received[0] if received else outcome.signal)
+            stops = [number for number in [*received, outcome.signal] if number in _STOP]
+            raise Interrupted(outcome.message, stops[0])
         return outcome.steps
 
 
