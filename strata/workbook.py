@@ -289,13 +289,15 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, str]) -> int:
 @contextlib.contextmanager
 def _interrupted(name: str, requests: Requests) -> Iterator[None]:
     """Turn however a notebook ends that was asked to stop into Interrupted."""
+    cause: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        if requests.stop:
-            told = f"stopped in {name}; run again to continue"
-            raise Interrupted(told, requests.stop) from error
-        raise
+        if not requests.stop:
+            raise
+        cause = error
+    if requests.stop:  # be it in the last cell, which did not mind
+        raise Interrupted(f"stopped in {name}; run again to continue", requests.stop) from cause
 
 
 def _stop_between_cells(manager: Any, requests: Requests) -> None:

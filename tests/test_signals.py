@@ -215,10 +215,12 @@ def test_the_stop_button_of_a_notebook_saves(
     )
     manager, client = start_new_kernel(kernel_name="python3")
     try:
-        client.execute(cell)
+        asked = client.execute(cell)
         wait_for(tmp_path / "run" / "waits")
         manager.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=60)["content"]
+        messages = iter(lambda: client.get_shell_msg(timeout=60), None)
+        # before it there may be answers to what the client asked while the kernel started
+        reply = next(m["content"] for m in messages if m["parent_header"]["msg_id"] == asked)
         assert (reply["status"], reply["ename"]) == ("error", "Interrupted")
         assert reply["evalue"] == "stopped after step 4, saved; run again to continue"
         # and the kernel, with all that it holds, is there: the cell is run again
