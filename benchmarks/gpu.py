@@ -25,7 +25,13 @@ from typing import Any
 
 import torch
 from gpu_bench import Bench, Row, free
-from gpu_checks import check_curve, check_float8, check_gradients, check_masks
+from gpu_checks import (
+    check_checkpoint,
+    check_curve,
+    check_float8,
+    check_gradients,
+    check_masks,
+)
 from gpu_timings import (
     time_attention,
     time_float8,
@@ -49,6 +55,7 @@ PARTS: list[tuple[Callable[[Bench], list[Row]], float]] = [
     (time_small, 60),
     (time_large, 80),
     (check_curve, 45),
+    (check_checkpoint, 15),
     (check_masks, 45),
     (check_float8, 30),
     (time_head, 45),

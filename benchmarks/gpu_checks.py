@@ -4,6 +4,8 @@ Differences are relative: of vectors, the norm of the difference over the norm o
 One rounding to bfloat16 is up to 0.4 %, and a gradient has been through a hundred of them.
 """
 
+import tempfile
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -13,8 +15,11 @@ from torch import Tensor
 from strata.config import TrainingConfig
 from strata.model import Transformer, masks
 from strata.model.float8 import use_float8
-from strata.training.device import Runtime, apply_runtime, choose_runtime
+from strata.training.checkpoint import Checkpoints
+from strata.training.device import Runtime, apply_runtime, choose_runtime, synchronize
+from strata.training.distributed import Processes
 from strata.training.optimizer import build_optimizer
+from strata.training.state import put_tensors, run_tensors
 
 
 def gradient(
@@ -118,6 +123,39 @@ def check_curve(bench: Bench) -> list[Row]:
         at_most(f"loss curve of {steps} updates beside the CPU's, farthest", apart, "", 0.01),
         Row("loss at its start, on the CPU", exact[0], "nats"),
         Row("loss at its end, on the CPU", exact[-1], "nats"),
+    ]
+
+
+def check_checkpoint(bench: Bench) -> list[Row]:
+    """A state that is saved while it goes on changing, and put back where it was."""
+    model = random_model(bench.checked() if bench.rehearse else bench.preset("small").model)
+    model = model.to(bench.device).requires_grad_()
+    optimizer = build_optimizer(model, bench.preset("small").optimizer, dtype=bench.runtime.dtype)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    tensors = run_tensors(model, optimizer)
+    there = {name: tensor.clone() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), Processes())
+        held = []
+        for step in (1, 2):  # the first one gets its memory on the host, too
+            synchronize(bench.device)
+            checkpoints.save(step, tensors, {})
+            held.append(checkpoints.stalled)
+            for tensor in tensors.values():
+                tensor.detach().add_(1.0)  # as training would, before it is written
+            path = checkpoints.wait()
+            assert path is not None
+            put_tensors(path, model, optimizer, [], Processes())
+            tensors = run_tensors(model, optimizer)
+    wrong = sum(not torch.equal(tensor, there[name]) for name, tensor in tensors.items())
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    return [
+        at_most("tensors that came back otherwise", wrong, "", 0),
+        Row("state", size / 1e6, "MB"),
+        Row("training held by the first save", held[0], "s"),
+        at_most("training held by the next, of a minute", 100 * held[1] / 60, "%", 2),
     ]
 
 

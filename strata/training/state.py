@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from strata.data import LoaderState
 from strata.training.checkpoint import load_tensors, read_manifest, tensor_shapes
 from strata.training.distributed import Processes
 from strata.training.guard import SpikeGuard
 from strata.training.sharding import load_weights
 
 if TYPE_CHECKING:
+    from strata.data import LoaderState
     from strata.model import Transformer
     from strata.training.optimizer import Optimizer
     from strata.training.trainer import Trainer
