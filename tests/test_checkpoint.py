@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from small_disks import fill, small_disk
 from test_training import assert_same_run
 
 from strata.storage import cache_dir
@@ -134,6 +135,38 @@ def test_a_newer_format_is_refused_and_left_alone(left_run, tiny_config):
     with pytest.raises(ValueError, match="a newer version of Strata"):
         Trainer(tiny_config, left_run, progress=False)
     assert steps(left_run) == [3, 6]
+
+
+class FillTheDisk(Callback):
+    """Leaves no room after step 4, and makes some again after step 7."""
+
+    def on_step(self, trainer, result):
+        if result.step == 4:
+            trainer.checkpoints.wait()  # that of step 3 is whole
+            self.filler = fill(trainer.run_dir)
+        if result.step == 7:
+            self.filler.unlink()
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk_costs_no_more_than_the_checkpoints_that_it_did_not_take(
+    policy, tiny_config, whole_run, tmp_path, capsys
+):
+    config = tiny_config.override({"training.on_write_failure": policy})
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        trainer = Trainer(config, disk / "run", [FillTheDisk()], progress=False)
+        if policy == "stop":
+            with pytest.raises(OSError, match=r"No space left .*continue from .*step-00000003"):
+                trainer.fit()
+            (disk / "run" / "filler").unlink(missing_ok=True)
+            assert_continues(config, disk / "run", 3, whole_run)
+        else:
+            trainer.fit()
+            told = capsys.readouterr().err
+            assert "No space left" in told
+            assert "training goes on" in told
+            assert steps(disk / "run") == [3]
+            assert_same_run(whole_run, disk / "run")
 
 
 def test_a_clock_that_was_set_back_changes_nothing(left_run, tiny_config, whole_run, monkeypatch):

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from small_disks import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from strata.config import Config
@@ -225,25 +225,10 @@ def test_in_a_terminal_progress_is_a_bar_and_at_the_end_a_line(
 # When writing fails -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kilobytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "strata-test", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system takes the right to mount one")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Leave no byte on a file system, and return the file that took them."""
-    filler = folder / "filler"
-    with suppress(OSError), filler.open("ab", buffering=0) as file:
-        while file.write(bytes(256)):
-            pass
-    return filler
+@pytest.fixture(name="small_disk")
+def small_disk_of_256k(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "256k") as folder:
+        yield folder
 
 
 def begin(folder: Path, on_write_failure: str) -> RunLogger:
