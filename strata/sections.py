@@ -230,7 +230,7 @@ class TrainingConfig:
     # "float8" in the blocks of models wide enough to gain by it (training/device.py).
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
     # What several processes share: "ddp" the batch, "fsdp" the model too (FSDP2), "hsdp" the model
-    # within a node; "auto" takes the first that fits the memory (training/distributed.py).
+    # within a node; "auto" takes the first that fits the memory (training/parallelism.py).
     parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
     # torch.compile; "auto" compiles on CUDA, where it pays for itself.
     compile: Literal["auto", "on", "off"] = "auto"

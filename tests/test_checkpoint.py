@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import threading
@@ -16,7 +17,7 @@ from test_training import assert_same_run
 
 from strata.storage import cache_dir
 from strata.tokenizer import Tokenizer
-from strata.training import Callback, EarlyStopping, Trainer, checkpoint
+from strata.training import Callback, EarlyStopping, Trainer, checkpoint, read_metrics
 from strata.training.checkpoint import (
     Checkpoints,
     find_damage,
@@ -135,6 +136,40 @@ def test_a_newer_format_is_refused_and_left_alone(left_run, tiny_config):
     with pytest.raises(ValueError, match="a newer version of Strata"):
         Trainer(tiny_config, left_run, progress=False)
     assert steps(left_run) == [3, 6]
+
+
+def test_an_older_format_is_refused_and_left_alone(left_run, tiny_config):
+    """Format 2 had a manifest of sums and nothing else."""
+    for step in (3, 6):
+        folder = left_run / "checkpoints" / f"step-{step:08}"
+        sums = read_manifest(folder)["files"]
+        (folder / "manifest.json").write_text(json.dumps(sums, indent=1))
+    with pytest.raises(ValueError, match="format 2, of an older version of Strata"):
+        Trainer(tiny_config, left_run, progress=False)
+    assert steps(left_run) == [3, 6]
+    assert len(read_metrics(left_run)) == 7
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_again_unasked(left_run, tiny_config):
+    for path in (left_run / "checkpoints").glob("*/state.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of its checkpoints is whole"):
+        Trainer(tiny_config, left_run, progress=False)
+    assert steps(left_run) == [3, 6]
+    assert len(read_metrics(left_run)) == 7
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
+    left_run, tiny_config, whole_run, monkeypatch
+):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "_sha256", fail)
+    with pytest.raises(OSError, match=r"cannot be read: .*Input/output error"):
+        Trainer(tiny_config, left_run, progress=False)
+    monkeypatch.undo()
+    assert_continues(tiny_config, left_run, 6, whole_run)
 
 
 class FillTheDisk(Callback):
@@ -294,6 +329,20 @@ def test_a_run_goes_back_to_where_it_would_have_without_the_extra_checkpoint(tin
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+def test_before_the_first_checkpoint_of_its_plan_a_run_goes_back_to_the_start(
+    tiny_config, tmp_path
+):
+    config = tiny_config.override({"training.checkpoint_every": 6})
+    undisturbed = Trainer(config, tmp_path / "one", [Poison(5, [])], progress=False).fit()
+    assert undisturbed.guard.rollbacks == 1
+    spent = []
+    callbacks = [Poison(5, spent), PressCtrlC(2)]
+    with pytest.raises(Interrupted):
+        Trainer(config, tmp_path / "two", callbacks, progress=False).fit()
+    Trainer(config, tmp_path / "two", [Poison(5, spent)], progress=False).fit()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
 # The whole of a run -----------------------------------------------------------------------------
 
 
@@ -305,7 +354,14 @@ def test_a_checkpoint_is_hardly_larger_than_its_state(left_run):
     assert state < tensors < 1.05 * state
 
 
-def test_no_file_of_a_checkpoint_is_a_pickle(left_run):
+def test_nothing_in_a_run_is_loaded_as_a_pickle(left_run, tiny_config, whole_run, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a pickle was loaded")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    assert_continues(tiny_config, left_run, 6, whole_run)
     names = {path.suffix for path in (left_run / "checkpoints").rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
 
@@ -359,6 +415,52 @@ def test_packed_rows_of_half_read_documents_go_on(tiny_config, tmp_path):
     Trainer(config, tmp_path / "one", progress=False).fit()
     abandon_after(config, tmp_path / "two", 5)
     Trainer(config, tmp_path / "two", progress=False).fit()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+class Remember(Callback):
+    """Keeps a list that goes on growing while a checkpoint with it is written."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, trainer, result):
+        self.seen.append(result.step)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state.get("seen", [])
+
+
+def test_callbacks_of_one_class_come_back_each_as_it_was_at_that_step(
+    tiny_config, tmp_path, monkeypatch
+):
+    save = checkpoint.state_dict_saver.save
+    slow = lambda *given, **options: (time.sleep(0.3), save(*given, **options))  # noqa: E731
+    monkeypatch.setattr(checkpoint.state_dict_saver, "save", slow)
+    before = [Remember(), Remember()]
+    before[1].seen.append(-1)
+    abandon_after(tiny_config, tmp_path / "run", 5, before)
+    after = [Remember(), Remember()]
+    Trainer(tiny_config, tmp_path / "run", after, progress=False)
+    assert [each.seen for each in after] == [[1, 2, 3], [-1, 1, 2, 3]]
+
+
+def test_what_fitted_into_memory_is_remembered(tiny_config, tmp_path):
+    """Other micro-batches are added up in another order."""
+
+    class Halve(Callback):
+        def on_step(self, trainer, result):
+            if result.step == 2:
+                trainer.memory.micro_batch_size = 2
+
+    Trainer(tiny_config, tmp_path / "one", [Halve()], progress=False).fit()
+    abandon_after(tiny_config, tmp_path / "two", 5, [Halve()])
+    resumed = Trainer(tiny_config, tmp_path / "two", progress=False)
+    assert resumed.memory.micro_batch_size == 2
+    resumed.fit()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

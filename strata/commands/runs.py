@@ -26,7 +26,7 @@ def train(
     config: Everything,
     preset: Positional[str] = "",
     run_dir: Path | None = None,
-    nproc: int = 1,
+    nproc: int = 0,
     restarts: int = 0,
 ) -> None:
     """Train a model, or continue a run that was interrupted.
@@ -35,13 +35,13 @@ def train(
 
     Continue: strata train --run-dir runs/mine
 
-    On eight GPUs: strata train small --nproc 8 --restarts 3
+    On four of this machine's GPUs: strata train small --nproc 4 --restarts 3
 
     Args:
         preset: A named configuration or a config.toml; none is needed to continue a run.
         run_dir: Where everything goes; runs/PRESET if it is not given.
-        nproc: Processes on this machine; 0 = one for each GPU. Over several machines: torchrun
-            --nnodes 2 --nproc-per-node 8 ... -m strata.cli train small
+        nproc: Processes on this machine; 0 = one for each GPU, or one. Over several machines:
+            torchrun --nnodes 2 --nproc-per-node 8 ... -m strata.cli train small
         restarts: Start the processes again, from the last checkpoint, so often after one has died.
     """
     if nproc < 0 or restarts < 0:
@@ -50,7 +50,9 @@ def train(
     from strata.data import absolute_spec
     from strata.evaluation import SampleWriter
     from strata.training import launch_training
+    from strata.training.signals import ignore_save_requests
 
+    ignore_save_requests()
     if preset:  # a run that is continued keeps what its configuration says
         config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
     finished = (folder / "summary.json").is_file()

@@ -19,10 +19,10 @@ import json
 import os
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,6 @@ class Checkpoints:
         keep: checkpoints to keep, newest first.
         keep_every: steps whose multiples are kept for good; 0 = none.
 
-    Attributes:
-        stalled: seconds for which the last `save` held up training.
     """
 
     def __init__(
@@ -76,9 +74,11 @@ class Checkpoints:
         self._keep, self._keep_every = keep, keep_every
         # pinned memory is kept for the next copy; ordinary memory costs nothing to get again
         self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # a thread is on the first GPU unless it is told which is its process's own
+        on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        gpu = torch.cuda.current_device() if on_gpu else -1  # of which -1 is none
+        self._thread = ThreadPoolExecutor(1, "checkpoint", torch.cuda.set_device, (gpu,))
         self._pending: Future[Path] | None = None
-        self.stalled = 0.0
 
     def save(
         self,
@@ -88,7 +88,7 @@ class Checkpoints:
         each: Any = None,
         scheduled: bool = True,
     ) -> None:
-        """Begin a checkpoint; its contents are those at this moment.
+        """Begin a checkpoint, once the one before is written; it holds what is there now.
 
         Args:
             step: updates done.
@@ -100,16 +100,17 @@ class Checkpoints:
 
         Raises:
             OSError: if the checkpoint before this one could not be written.
+            TypeError: if JSON cannot hold `state` or `each`.
         """
-        started = time.perf_counter()
         self.wait()
+        # as text, in which nothing changes any more
+        texts = json.dumps(state), json.dumps(each)
         staged = self._stager.stage(tensors)
         manifest = {"format": FORMAT, "step": step, "scheduled": scheduled, **self._about}
         manifest["processes"] = self._processes.size
         self._pending = self._thread.submit(
-            self._write, checkpoint_path(self._run_dir, step), staged, state, each, manifest
+            self._write, checkpoint_path(self._run_dir, step), staged, *texts, manifest
         )
-        self.stalled = time.perf_counter() - started
 
     def wait(self) -> Path | None:
         """Wait until what was begun is written, and return its folder if it is news.
@@ -132,20 +133,38 @@ class Checkpoints:
             scheduled: of those alone that stand in the run's plan.
 
         Raises:
-            ValueError: if it has another format than this version reads.
+            ValueError: if it has another format than this version reads, or if there are
+                checkpoints and none is whole: to begin again is not this program's to decide.
+            OSError: if one cannot be read, which is no damage and may pass.
         """
         found: list[Path] = self._processes.gather(_list(self._run_dir))[0]
-        rank, size = self._processes.rank, self._processes.size
+        any_whole = False
         for path in found:
-            damage = "; ".join(filter(None, self._processes.gather(find_damage(path, rank, size))))
+            outcomes = self._processes.gather(self._examine(path))
+            if troubles := {trouble for _, trouble in outcomes if trouble}:
+                raise OSError(f"{path} cannot be read: {'; '.join(sorted(troubles))}")
+            damage = "; ".join(sorted({damage for damage, _ in outcomes if damage}))
             if not damage:
                 manifest = read_manifest(path)
                 _check_format(path, manifest)
+                any_whole = True
                 if manifest["scheduled"] or not scheduled:
                     return path
             elif self._processes.first:
                 print(f"{path}: {damage}; trying the checkpoint before it", file=sys.stderr)
+        if found and not any_whole:
+            raise ValueError(
+                f"{self._run_dir}: none of its checkpoints is whole; bring one back, or delete the "
+                "folder checkpoints to begin again from the first step"
+            )
         return None
+
+    def _examine(self, path: Path) -> tuple[str, str]:
+        """What is wrong with this process's share of a checkpoint, and with reading it."""
+        try:
+            return find_damage(path, self._processes.rank, self._processes.size), ""
+        except OSError as error:
+            return "", str(error)
 
     def forget_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, from which a run that went back must not go on."""
@@ -160,8 +179,8 @@ class Checkpoints:
         self,
         path: Path,
         tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        each: Any,
+        state: str,
+        each: str,
         manifest: dict[str, Any],
     ) -> Path:
         partial = path.with_name(f".{path.name}.partial")
@@ -183,7 +202,7 @@ class Checkpoints:
             )
 
             def complete() -> None:
-                whole = state | {"processes": [own for _, own in parts]}
+                whole = json.loads(state) | {"processes": [json.loads(own) for _, own in parts]}
                 _write_synced(partial / "state.json", json.dumps(whole, indent=1))
                 sums = {name: digest for names, _ in parts for name, digest in names.items()}
                 sums["state.json"] = _sha256(partial / "state.json")
@@ -192,7 +211,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
                 partial.rename(path)
                 sync_folder(path.parent)
-                self._prune(path, manifest["scheduled"])
+                try:
+                    self._prune(path, manifest["scheduled"])
+                except OSError as error:  # the checkpoint is there all the same
+                    print(f"an old checkpoint could not be deleted: {error}", file=sys.stderr)
 
             self._together(lambda: complete() if processes.first else None)
         except OSError:
@@ -221,15 +243,18 @@ class Checkpoints:
         Where there is a checkpoint of a later step, it was found damaged, or the run would have
         gone on from it.
         """
-        kept = int(scheduled)
-        for path in _list(self._run_dir):
-            try:
-                in_plan = path < newest and read_manifest(path)["scheduled"]
-            except (OSError, ValueError):
-                in_plan = False
-            for_good = self._keep_every and int(path.name[5:]) % self._keep_every == 0
-            kept += in_plan
-            if path != newest and not (in_plan and (kept <= self._keep or for_good)):
+        found, in_plan = _list(self._run_dir), []
+        for path in found:
+            with suppress(OSError, ValueError):
+                if path <= newest and read_manifest(path)["scheduled"]:
+                    in_plan.append(path)
+        kept = {newest, *in_plan[: self._keep]}
+        if self._keep_every:
+            # of each so many steps the first, since one may be late; of the first so many, none
+            oldest = {int(path.name[5:]) // self._keep_every: path for path in in_plan}
+            kept |= {path for turn, path in oldest.items() if turn}
+        for path in found:
+            if path not in kept:
                 shutil.rmtree(path)
         for left in newest.parent.glob(".*.partial"):
             shutil.rmtree(left)
@@ -268,16 +293,23 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 def find_damage(path: Path, rank: int = 0, size: int = 1) -> str:
     """What is wrong with a checkpoint, in words; empty where nothing is.
 
+    Of another format it looks at the manifest alone.
+
     Args:
         rank, size: look at the share of one among so many who look.
+
+    Raises:
+        OSError: if something that is there cannot be read.
     """
     try:
-        for name, expected in list(read_manifest(path)["files"].items())[rank::size]:
+        manifest = read_manifest(path)
+        sums = manifest["files"] if manifest["format"] == FORMAT else {}
+        for name, expected in list(sums.items())[rank::size]:
             if _sha256(path / name) != expected:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return ""
 
@@ -289,7 +321,7 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest.
+    """A checkpoint's manifest, of which at least "format", "step" and "scheduled" are there.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -297,10 +329,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if "manifest" not in content and all(len(digest) == 64 for digest in content.values()):
+            return {"format": 2, "step": int(path.name[5:]), "scheduled": True}  # sums, and no more
         manifest: dict[str, Any] = content["manifest"]
         if _sum_of(manifest) == content["sha256"]:
             return manifest
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError("manifest.json is not as it was written")
 

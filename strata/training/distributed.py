@@ -8,7 +8,6 @@ DistributedDataParallel averages the gradients while the backward pass runs; whe
 holds a part (see `sharding`). `parallelism` decides. One process is the same code without either.
 """
 
-import atexit
 import datetime
 import functools
 import os
@@ -54,11 +53,6 @@ class Processes:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Wait for all."""
-        if self.size > 1:
-            dist.barrier()
-
     def long_barrier(self) -> None:
         """Wait for all, of whom one may do something that takes hours."""
         if self.size > 1:
@@ -103,8 +97,18 @@ def join_processes(device: torch.device) -> Processes:
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size(), *_control_groups())
+
+
+def leave_processes() -> None:
+    """Leave the group at the end of all training.
+
+    Not after an error: NCCL would then wait for collectives that the others are in, who wait for
+    this process, and nobody would learn of the error.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        _control_groups.cache_clear()
 
 
 @functools.cache

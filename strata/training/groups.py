@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from strata.config import OptimizerConfig
@@ -86,6 +87,11 @@ def pytorch_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> 
     Raises:
         ValueError: if weight decay is asked of a class that has none.
     """
+    if config.name == "Adafactor" and isinstance(groups[0]["params"][0], DTensor):
+        raise ValueError(
+            "optimizer.name = 'Adafactor': torch.optim's does not work on a model that is sharded; "
+            "expected 'adafactor', which does"
+        )
     kind = getattr(torch.optim, config.name)
     known = inspect.signature(kind).parameters
     if config.weight_decay and "weight_decay" not in known:

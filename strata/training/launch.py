@@ -30,11 +30,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from strata.config import Config
-from strata.training.signals import Interrupted
+from strata.training.distributed import leave_processes
+from strata.training.signals import Interrupted, ignore_save_requests
 from strata.training.trainer import Trainer
 
 _STOP = (signal.SIGINT, signal.SIGTERM)
-_RELAYED = (*_STOP, signal.SIGUSR1)
+_SAVE: int | None = getattr(signal, "SIGUSR1", None)  # Windows has none
+_RELAYED = (*_STOP, _SAVE) if _SAVE is not None else _STOP
+# What would happen again.
+_MISTAKES = ("ValueError", "FileNotFoundError", "BlockingIOError", "TypeError")
 # Seconds that processes whose launcher has died get to save.
 _LAST_SAVE = 600.0
 # Seconds that a process waits before it fails: another may have died, of which this one's error is
@@ -82,7 +86,9 @@ def launch_training(
         )
     nproc = nproc or (1 if started else max(1, torch.cuda.device_count()))
     if nproc == 1 and not restarts:
-        return Trainer(config, run_dir, callbacks, progress).fit().step
+        steps = Trainer(config, run_dir, callbacks, progress).fit().step
+        leave_processes()
+        return steps
     work = (config, Path(run_dir), callbacks, progress)
     while True:
         received: list[int] = []
@@ -91,9 +97,10 @@ def launch_training(
         except ChildFailedError as error:
             reason = _what_happened(error, nproc)
             status = error.get_first_failure()[1].exitcode
-            if stops := [number for number in [*received, status - 128] if number in _STOP]:
+            if stops := [int(number) for number in _STOP if status in (-number, 128 + number)]:
                 raise Interrupted("stopped before it could save; run again", stops[0]) from error
-            if not restarts:
+            mistaken = status >= 0 and any(f" failed: {kind}: " in reason for kind in _MISTAKES)
+            if not restarts or mistaken or set(received) & set(_STOP):
                 raise RuntimeError(reason) from error
             print(f"{reason}; starting again, {restarts - 1} restarts left", file=sys.stderr)
             restarts -= 1
@@ -215,13 +222,14 @@ def _work(
     # the trainer has handlers of its own for as long as there is something to be saved
     for number in _STOP:
         signal.signal(number, stop)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    ignore_save_requests()
     (processes / str(os.getpid())).touch()
     threading.Thread(target=_end_with_launcher, args=(finished,), daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
         trainer = Trainer(config, run_dir, callbacks, progress)
         trainer.fit()
+        leave_processes()
         return _Outcome(trainer.step)
     except Interrupted as interrupted:
         return _Outcome(0, interrupted.signal, str(interrupted))

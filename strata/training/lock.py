@@ -152,12 +152,12 @@ class OneWriter:
             return 0, b""
 
     def _describe_safe(self) -> str:
-        from strata.training.checkpoint import latest_checkpoint  # with PyTorch, which is slow
-
         try:
-            checkpoint = latest_checkpoint(self._folder)
+            os.listdir(self._folder)
         except OSError:
             return "the folder cannot be read either; run again when it is back"
+        # not verified here, which may take minutes: whoever goes on from it does that
+        checkpoint = max((self._folder / "checkpoints").glob("step-*"), default=None)
         where = f"from {checkpoint}" if checkpoint else "from the start, having no checkpoint yet"
         return f"run again when that is mended, to continue {where}"
 

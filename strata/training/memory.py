@@ -78,6 +78,9 @@ class Memory:
         if self._alone:
             return
         runtime = choose_runtime(self._config.training)
+        moments = []  # which the first update makes, and a run that goes on has already
+        if runtime.device.type == "cuda" and not self._optimizer.state:
+            moments = [torch.empty_like(w) for w in self._model.parameters() for _ in range(2)]
         while True:
             shape = self.micro_batch_size, self._config.model.context_length
             tokens = torch.zeros(shape, dtype=torch.long, device=runtime.device)
@@ -95,6 +98,7 @@ class Memory:
                         "fit beside a part of the model; set training.micro_batch_size to fewer"
                     ) from error
             self._halve()
+        del moments
         self.micro_batch_size = int(processes.least(self.micro_batch_size))
         self._settle_order(runtime)
 

@@ -8,7 +8,7 @@ in float32, matrix products in the type that autocast says.
 Seen by an optimizer, parameters, gradients and moments are DTensors. A rule that treats each number
 by itself works on the part that is here; one that needs a whole matrix gathers it, does on every
 process the same arithmetic, and cuts its own part from the result. For ordinary tensors and models
-the functions below `compile_blocks` do nothing but return what they are given.
+the functions below `compile_blocks` do what one would do without them.
 """
 
 from collections.abc import Callable

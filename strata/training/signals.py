@@ -33,6 +33,12 @@ class Interrupted(KeyboardInterrupt):
         self.signal = int(number)
 
 
+def ignore_save_requests() -> None:
+    """Do nothing on SIGUSR1 as long as there is nothing to save, instead of dying of it."""
+    if _SAVE is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(_SAVE, signal.SIG_IGN)
+
+
 class Requests:
     """What signals have asked for since the block was entered; `with requests:` listens.
 

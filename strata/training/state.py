@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +99,10 @@ def run_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any], dict
         "on_cpu": [name for name, tensor in tensors.items() if tensor.device.type != here],
         "loader": trainer.loader.state_dict(),
         "guard": trainer.guard.state_dict(),
+        "micro_batch_size": trainer.memory.micro_batch_size,
         "callbacks": {
-            type(callback).__name__: callback.state_dict()
-            for callback in trainer.callbacks
+            name: callback.state_dict()
+            for name, callback in _callbacks_by_name(trainer).items()
             if hasattr(callback, "state_dict")
         },
         **{name: getattr(trainer, name) for name in COUNTS},
@@ -128,6 +130,9 @@ def restore_run(trainer: Trainer, checkpoint: Path) -> LoaderState:
         setattr(trainer, name, state[name])
     trainer.guard.load_state_dict(state["guard"])
     _restore_callbacks(trainer, state["callbacks"])
+    if trainer.processes.size == len(state["processes"]):  # so many had it in their memories
+        memory = trainer.memory
+        memory.micro_batch_size = min(memory.micro_batch_size, state["micro_batch_size"])
     if trainer.processes.rank < len(state["processes"]):
         set_generators(state["processes"][trainer.processes.rank], trainer.runtime.device)
     position: LoaderState = state["loader"]
@@ -145,9 +150,27 @@ def begin_again(trainer: Trainer) -> None:
 
 
 def _restore_callbacks(trainer: Trainer, states: dict[str, Any]) -> None:
-    for callback in trainer.callbacks:
+    for name, callback in _callbacks_by_name(trainer).items():
         if hasattr(callback, "load_state_dict"):
-            callback.load_state_dict(states.get(type(callback).__name__, {}))
+            callback.load_state_dict(states.get(name, {}))
+
+
+def _callbacks_by_name(trainer: Trainer) -> dict[str, Any]:
+    """By class, and several of one class by number too: `EarlyStopping-0`, `EarlyStopping-1`."""
+    met = Counter[str]()
+    named = {}
+    for callback in trainer.callbacks:
+        kind = type(callback).__name__
+        named[f"{kind}-{met[kind]}"] = callback
+        met[kind] += 1
+    return named
+
+
+def seed_all(seed: int) -> None:
+    """Put this process's generators of random numbers where a run begins."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

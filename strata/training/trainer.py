@@ -51,7 +51,7 @@ from strata.training.optimizer import build_optimizer
 from strata.training.schedule import schedule_at
 from strata.training.sharding import load_weights, whole_weights
 from strata.training.signals import Requests
-from strata.training.state import begin_again, restore_run, run_identity, run_state
+from strata.training.state import begin_again, restore_run, run_identity, run_state, seed_all
 from strata.training.validation import check_held_out, validate
 
 
@@ -108,6 +108,7 @@ class Trainer:
         self.stopped = ""
         self.wasted_flops = 0.0
         self.best: list[float] = []
+        self._held = 0.0  # seconds for which saving held up training since the last line
         self.due = False  # a checkpoint, which may have to wait until the loss is itself again
         self._validated: tuple[int, dict[str, float]] = 0, {}
         if self.finished:
@@ -205,7 +206,7 @@ class Trainer:
 
     def new_model(self) -> Transformer:
         """The model as the seed makes it, on the CPU; random numbers after this follow it too."""
-        torch.manual_seed(self.config.training.seed)
+        seed_all(self.config.training.seed)
         elsewhere = self.runtime.parallelism.sharded and not self.processes.first
         with torch.device("meta" if elsewhere else "cpu"):
             return Transformer(self.config.model)
@@ -230,11 +231,12 @@ class Trainer:
                 bool(self.stopped), *self.requests.take(), self.checkpoints.written
             )
             if stopped and not self.stopped:
-                self.stopped = "by the first process"
+                self.stopped = "by another process"
             last = self.step == training.max_steps or bool(self.stopped)
             every = training.checkpoint_every
             self.due |= bool(every and self.step % every == 0)
             if (self.due or leave or save or last) and not are_finite(self.model):
+                self.requests.save |= bool(save)
                 self._go_back("a weight is no number", log)
                 return None
             if written == self.processes.size:
@@ -288,9 +290,8 @@ class Trainer:
             "utilisation": flops / seconds / (matmul_flops(self.runtime) * self.processes.size),
             "memory_bytes": peak_memory(self.runtime.device),
         }
-        if self.checkpoints.stalled:
-            timing["checkpoint_seconds"] = self.checkpoints.stalled
-            self.checkpoints.stalled = 0.0
+        if self._held:
+            timing["checkpoint_seconds"], self._held = self._held, 0.0
         if peak := peak_flops(self.runtime):
             timing["peak_utilisation"] = flops / seconds / (peak * self.processes.size)
         if self.step % training.validate_every == 0 or self.step == training.max_steps:
@@ -314,14 +315,18 @@ class Trainer:
                 "training.warmup_steps"
             )
         self._settle()
-        if checkpoint := self.checkpoints.latest(scheduled=True) or self.checkpoints.latest():
+        checkpoint = self.checkpoints.latest(scheduled=True)
+        every = self.config.training.checkpoint_every
+        if checkpoint is None and every and where > every:  # those of the plan are gone
+            checkpoint = self.checkpoints.latest()
+        if checkpoint is not None:
             restore_run(self, checkpoint)
         else:
             begin_again(self)
         self.checkpoints.forget_after(self.step)
         self.guard.rollbacks = rollbacks
         self.wasted_flops = spent - self.flops
-        self.due = False
+        self.due, self.stopped = False, ""
         if log is not None:
             log.rewind(self.step)
         if self.processes.first:
@@ -333,10 +338,12 @@ class Trainer:
 
     def _save(self, scheduled: bool, log: RunLogger | None) -> None:
         """Begin a checkpoint of this step, if the lines up to it are on disk."""
+        started = time.perf_counter()
         self._settle()
-        self.due &= not scheduled
         if all(self.processes.gather(log is None or log.sync())):
+            self.due &= not scheduled
             self.checkpoints.save(self.step, *run_state(self), scheduled)
+        self._held += time.perf_counter() - started
 
     def _settle(self, stop: bool = True) -> bool:
         """Wait for the checkpoint that is being written, if any, and say what became of it.
