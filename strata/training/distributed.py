@@ -88,8 +88,13 @@ class Processes:
         return combined
 
 
-def join_processes(device: torch.device) -> Processes:
-    """Join the group that the launcher started, or be the only process."""
+def join_processes(runtime: Runtime) -> Processes:
+    """Join the group that the launcher started, or be the only process.
+
+    Raises:
+        ValueError: if processes decided otherwise than others how to share the model.
+    """
+    device = runtime.device
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     if not dist.is_initialized():
@@ -97,7 +102,13 @@ def join_processes(device: torch.device) -> Processes:
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
-    return Processes(dist.get_rank(), dist.get_world_size(), *_control_groups())
+    processes = Processes(dist.get_rank(), dist.get_world_size(), *_control_groups())
+    shared = runtime.parallelism
+    if len(set(processes.gather((shared.kind, shared.nodes, shared.hold_gradient)))) > 1:
+        raise ValueError(
+            "the GPUs of this run differ in memory, and so in what fits: set training.parallelism"
+        )
+    return processes
 
 
 def leave_processes() -> None:

@@ -66,10 +66,11 @@ def choose_parallelism(
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    rank = int(os.environ.get("LOCAL_RANK", 0))
     asked = training.parallelism
     memory = 0.0
     if device_type == "cuda" and (model is None or size > 1):
-        memory = float(torch.cuda.get_device_properties(0).total_memory)
+        memory = float(torch.cuda.get_device_properties(rank).total_memory)
     if size == 1:
         return Parallelism("ddp", f"one process; {_outlook(memory)}")
     if asked == "hsdp" and size % local:

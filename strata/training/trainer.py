@@ -82,7 +82,7 @@ class Trainer:
         self.config, self.run_dir, self.callbacks = config, Path(run_dir), callbacks
         self.runtime: Runtime = choose_runtime(config.training, config.model)
         apply_runtime(self.runtime)
-        self.processes = join_processes(self.runtime.device)
+        self.processes = join_processes(self.runtime)
         self.progress = progress and self.processes.first
         self.requests, self._writer = Requests(), OneWriter(self.run_dir)
         if self.processes.first:  # the others wait, and find the cache filled
