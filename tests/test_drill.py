@@ -16,7 +16,7 @@ import pytest
 from strata import cli
 from strata.drill import aims, exercise, find_differences, sum_record
 from strata.drill.aims import EndedFirst, Observer, Pace
-from strata.drill.record import Kill, Outcome
+from strata.drill.record import Hit, Outcome
 
 Captured = pytest.CaptureFixture[str]
 
@@ -115,11 +115,12 @@ def test_a_drill_that_finds_a_difference_fails_and_says_so_in_its_record(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     flip_a_bit(runs[0])
-    kills = [Kill("save", "the process", step=12, saving=True, torn=False, resumed=10)]
+    kills = [Hit("save", "the process", step=12, saving=True, torn=False, resumed=10)]
+    stops = [Hit("stop", "all ranks", step=13, saving=False, torn=False, resumed=13)]
     outcomes = [
-        Outcome("run-000", 1, kills, differences=find_differences(*runs)),
-        Outcome("run-001", 2, kills, lost="exit status 1"),
-        Outcome("run-002", 2, kills * 3),
+        Outcome("run-000", 1, "", kills, differences=find_differences(*runs)),
+        Outcome("run-001", 2, "ddp", kills, lost="exit status 1"),
+        Outcome("run-002", 2, "fsdp", [*kills * 3, *stops]),
     ]
     monkeypatch.setattr("strata.drill.drill", lambda *_arguments, **_options: outcomes)
     record = tmp_path / "record.jsonl"
@@ -133,6 +134,7 @@ def test_a_drill_that_finds_a_difference_fails_and_says_so_in_its_record(
     assert (totals.kills, totals.runs, totals.lost, totals.differing) == (10, 6, 2, 2)
     line = json.loads(record.read_text().splitlines()[0])
     assert (line["steps_lost"], line["saves_in_progress"]) == (10, 5)
+    assert (line["stops"], line["resumed_as_asked"]) == (1, 1)
     assert line["problems"] == [
         "run-000: model.safetensors differs from byte 200 on",
         "run-001: exit status 1",
