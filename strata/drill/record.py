@@ -157,7 +157,8 @@ def sum_record(path: Path) -> Totals:
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
     """Lines that say what was hit, and what came of it; a stop is not counted as a kill."""
-    kinds = sorted({outcome.kind for outcome in outcomes})
+    order = sorted({(outcome.processes, outcome.kind) for outcome in outcomes})
+    kinds = [kind for _, kind in order]
     aims = Counter((hit.aim, outcome.kind) for outcome in outcomes for hit in outcome.hits)
     rows = [["aim", *(kind if " " in kind else f"{kind} process" for kind in kinds)]]
     rows += [[aim, *(str(aims[aim, kind]) for kind in kinds)] for aim in AIMS]
