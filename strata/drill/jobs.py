@@ -7,7 +7,8 @@ drills, which has imported the packages and loaded the tokenizer's machine code,
 run and done no operation of PyTorch. The fork runs the same module of the command line, and for
 several processes the same elastic launcher of PyTorch, which forks its ranks in turn. That takes
 about a second. In a drill the first undisturbed run starts cold and all others warm, and they have
-to come to the same end.
+to come to the same end. One thing differs: Linux sends SIGINT to a forked rank whose launcher dies,
+as it does under `strata train --nproc`; the ranks of torchrun hear nothing.
 """
 
 import contextlib
