@@ -37,7 +37,8 @@ def drill(
     Args:
         folder: Where the drill takes place; runs that fail are kept there.
         kills: How many in all.
-        processes: How many train; each number has its share of the runs.
+        processes: How many train; each number has its share of the runs, 2 and more have one with
+            training.parallelism ddp and one with fsdp.
         runs: Over how many runs the kills are spread; 0 = about fifteen kills each.
         seed: Of the instants; from the clock if it is not given.
         record: A file that the result is added to; RUN/drill.jsonl if it is not given.

@@ -3,9 +3,9 @@
     strata drill runs/drill --kills 30
 
 `small_run` is what is trained. `jobs` starts it in processes of its own, as a user would, and kills
-it; `aims` chooses the instant, by looking at nothing but the names and sizes in the run's folder;
-`comparison` holds what came out beside the undisturbed run; `exercise` puts these together, and
-`record` adds up what was found, call after call.
+it, or asks it to stop, as a scheduler would; `aims` chooses the instant, by looking at nothing but
+the names and sizes in the run's folder; `comparison` holds what came out beside the undisturbed
+run; `exercise` puts these together, and `record` adds up what was found, call after call.
 """
 
 from strata.drill.comparison import find_differences

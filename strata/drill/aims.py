@@ -1,13 +1,15 @@
-"""The instant of a kill, chosen from outside: by the names and sizes in the run's folder alone.
+"""The instant of a hit, chosen from outside: by the names and sizes in the run's folder alone.
 
     step    at any moment while it trains
     save    while `checkpoints/.step-*.partial` is there, after part of the time that a save takes
     log     as soon as `metrics.jsonl` has grown, after 0 to 2 ms
     start   between the start of the process and its first step
     end     while the final weights, the last sample and the summary are written
+    stop    at any moment while it trains: no kill, but SIGTERM, at which it saves and ends
+    ask     some time after SIGUSR1, at which it saves and goes on
 
-A kill of the first three waits until one more checkpoint is there than when the job started, so
-that a run gets on however often it is killed.
+All but a start and an end wait until one more checkpoint is there than when the job started, so
+that a run gets on however often it is hit.
 """
 
 import os
@@ -22,9 +24,11 @@ from typing import Literal, Protocol
 
 from strata.config import Config
 
-Aim = Literal["step", "save", "log", "start", "end"]
+Aim = Literal["step", "save", "log", "start", "end", "stop", "ask"]
 # How often each is drawn.
-AIMS: dict[Aim, int] = {"step": 7, "save": 6, "log": 3, "start": 2, "end": 2}
+AIMS: dict[Aim, int] = {
+    "step": 7, "save": 6, "log": 3, "start": 2, "end": 2, "stop": 3, "ask": 4,
+}  # fmt: skip
 SECONDS_BETWEEN_LOOKS = 0.0003
 # A run in whose folder nothing happens for so long does not come back.
 SECONDS_OF_PATIENCE = 120.0
@@ -109,7 +113,9 @@ class Observer:
         self.pace.start = time.monotonic() - self._started
 
     def await_moment(self, aim: Aim, rng: random.Random) -> None:
-        """Return at the instant of the kill; for all but a "start", after `await_start`.
+        """Return at the instant of the hit; for all but a "start", after `await_start`.
+
+        For "ask" it is that of the request; the kill comes after `await_answer`.
 
         Raises:
             EndedFirst: there was none before the job ended.
@@ -123,7 +129,7 @@ class Observer:
             self._await_end_of_training(rng)
             return
         self._until(lambda: newest_checkpoint(self._run_dir) > self._first_checkpoint)
-        if aim == "step":
+        if aim in ("step", "stop", "ask"):
             self._pause(rng.uniform(0.0, 2.0 * self.pace.checkpoint))
         elif aim == "save":
             self._until(lambda: not is_saving(self._run_dir))
@@ -135,6 +141,15 @@ class Observer:
                 log = self._log()
                 self._until(lambda before=log: self._log() != before)  # type: ignore[misc]
             self._pause(rng.uniform(0.0, _SECONDS_AFTER_A_WRITE))
+
+    def await_answer(self, before: set[str], rng: random.Random) -> None:
+        """Return some time after the first checkpoint was begun that is not among `before`.
+
+        Raises:
+            EndedFirst, TimeoutError: as `await_moment` does.
+        """
+        self._until(lambda: not begun_checkpoints(self._run_dir) <= before)
+        self._pause(rng.uniform(0.0, self.pace.checkpoint))
 
     def _await_end_of_training(self, rng: random.Random) -> None:
         steps = Config.load(self._run_dir / "config.toml").training.max_steps
@@ -178,6 +193,11 @@ class Observer:
 
     def _state(self) -> tuple[tuple[int, int], list[str]]:
         return self._log(), sorted(_checkpoints(self._run_dir))
+
+
+def begun_checkpoints(run_dir: Path) -> set[str]:
+    """The names that a run's checkpoints have, or will have once they are whole."""
+    return {name.removeprefix(".").removesuffix(".partial") for name in _checkpoints(run_dir)}
 
 
 def newest_checkpoint(run_dir: Path) -> str:

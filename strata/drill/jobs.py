@@ -1,4 +1,4 @@
-"""Training in processes of its own, to be killed from outside.
+"""Training in processes of its own, to be killed, or asked to stop, from outside.
 
 A job is what a user types: `strata train CONFIG --run-dir RUN`, or the same under torchrun for
 several processes. A cold one is exactly that, a new interpreter, and spends some 7 seconds of a
@@ -7,7 +7,8 @@ drills, which has imported the packages and loaded the tokenizer's machine code,
 run and done no operation of PyTorch. The fork runs the same module of the command line, and for
 several processes the same elastic launcher of PyTorch, which forks its ranks in turn. That takes
 about a second. In a drill the first undisturbed run starts cold and all others warm, and they have
-to come to the same end.
+to come to the same end. One thing differs: Linux sends SIGINT to a forked rank whose launcher dies,
+as it does under `strata train --nproc`; the ranks of torchrun hear nothing.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import os
 import random
 import runpy
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from typing import Self
 
 import psutil
 
+from strata.drill.aims import EndedFirst
 from strata.tokenizer import Tokenizer
 from strata.training.folder import code_hash
 
@@ -35,11 +38,11 @@ _PACKAGES = (
     "strata.training.trainer",
     "torch._dynamo",
     "torch.distributed.launcher.api",
-    "torch.utils.tensorboard",
     "tyro",
 )
-# Seconds in which a job has to end once one of its processes is dead.
-SECONDS_TO_NOTICE = 60.0
+# Seconds in which a job has to end once one of its processes is dead, or all are asked to stop;
+# and those in which its ranks have to end once nobody is left who could end them.
+SECONDS_TO_NOTICE, SECONDS_ORPHANED = 60.0, 10.0
 
 
 def prepare_warm_jobs(tokenizer: Path) -> None:
@@ -79,46 +82,68 @@ class Job:
     def choose(self, rng: random.Random) -> None:
         """Choose what will be killed, while there is time: to find the ranks takes a while."""
         self._struck, self._doomed = "the process", [self._leader]
-        self._others = self._leader.children(recursive=True)
+        self._others, self._training = self._leader.children(recursive=True), [self._leader]
         if self._processes == 1:
             return
         self._struck, self._doomed = "launcher and ranks", [self._leader, *self._others]
-        ranks = sorted(self._leader.children(), key=lambda rank: rank.pid)
-        kind = rng.choice(["one rank", "all ranks", "launcher and ranks"])
-        if len(ranks) == self._processes and kind == "one rank":
+        self._training = sorted(self._leader.children(), key=lambda rank: rank.pid)
+        kind = rng.choice(["one rank", "all ranks", "launcher", "launcher and ranks"])
+        if len(self._training) < self._processes:
+            return
+        if kind == "one rank":
             index = rng.randrange(self._processes)
-            self._struck, self._doomed = f"rank {index}", [ranks[index]]
-        elif len(ranks) == self._processes and kind == "all ranks":
-            self._struck, self._doomed = kind, ranks
+            self._struck, self._doomed = f"rank {index}", [self._training[index]]
+        elif kind == "all ranks":
+            self._struck, self._doomed = kind, self._training
+        elif kind == "launcher":
+            self._struck, self._doomed = kind, [self._leader]
 
     def strike(self) -> str:
         """Kill what was chosen, wait until nothing is left, and return what was killed.
 
         Raises:
+            EndedFirst: it had ended already.
+            TimeoutError: some of it was still there a minute later; 10 s where the launcher alone
+                was killed.
+        """
+        _send(self._doomed, signal.SIGKILL)
+        self._wait(SECONDS_ORPHANED if self._struck == "launcher" else SECONDS_TO_NOTICE)
+        if self.status == 0 or (self._leader in self._doomed and self.status != -signal.SIGKILL):
+            raise EndedFirst
+        return self._struck
+
+    def ask_to_save(self) -> None:
+        """Send SIGUSR1 to all that train, as a scheduler would; after `choose`."""
+        _send(self._training, signal.SIGUSR1)
+
+    def stop(self) -> str:
+        """Send SIGTERM to them, wait until nothing is left, and return what was asked.
+
+        Raises:
             TimeoutError: some of it was still there a minute later.
         """
-        _kill(self._doomed)
-        self._wait()
-        return self._struck
+        _send(self._training, signal.SIGTERM)
+        self._wait(SECONDS_TO_NOTICE)
+        return "the process" if self._processes == 1 else "all ranks"
 
     def end(self) -> None:
         """Kill all of it."""
         if self.status is None:
             self._leader.suspend()  # or it might start a process that is not in the list
             self._others = self._leader.children(recursive=True)
-            _kill([self._leader, *self._others])
-            self._wait()
+            _send([self._leader, *self._others], signal.SIGKILL)
+            self._wait(SECONDS_TO_NOTICE)
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + SECONDS_TO_NOTICE
-        self._process.join(SECONDS_TO_NOTICE)
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._process.join(seconds)
         while self.status is None or any(map(_lives, self._others)):
             if time.monotonic() > deadline:
-                _kill([self._leader, *self._others])
+                _send([self._leader, *self._others], signal.SIGKILL)
                 self._process.join()
                 raise TimeoutError(
-                    f"some of its processes ran on for {SECONDS_TO_NOTICE:.0f} s after others "
-                    "had been killed"
+                    f"some of its processes ran on for {seconds:.0f} s after others had been "
+                    "killed, or all asked to stop"
                 )
             time.sleep(0.01)
 
@@ -134,10 +159,10 @@ class Job:
         self.end()
 
 
-def _kill(processes: Sequence[psutil.Process]) -> None:
+def _send(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            process.send_signal(number)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -11,17 +11,18 @@ from importlib import metadata
 from pathlib import Path
 
 from strata.drill.aims import AIMS, Aim
+from strata.drill.small_run import CHECKPOINT_EVERY
 from strata.storage import write_whole
 from strata.training.device import processor_name
 from strata.training.folder import code_hash, code_version
 
 
 @dataclass
-class Kill:
-    """One kill.
+class Hit:
+    """One kill, or one request to stop.
 
     Attributes:
-        aim: what it was aimed at.
+        aim: what it was aimed at; a "stop" is a request, anything else a kill.
         struck: which of the processes it hit.
         step: the last step in the log.
         saving: whether a checkpoint was being written.
@@ -40,18 +41,30 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """One run that was killed, and what became of it.
+    """One run that was hit, and what became of it.
 
     Attributes:
+        parallelism: what its processes share, as `training.parallelism`; empty for one process.
         lost: why it did not come back; empty where it did.
         differences: from the run that nobody disturbed.
     """
 
     name: str
     processes: int
-    kills: list[Kill] = field(default_factory=list)
+    parallelism: str = ""
+    hits: list[Hit] = field(default_factory=list)
     lost: str = ""
     differences: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """How many processes train it, and where it is several, what they share: `2 fsdp`."""
+        return f"{self.processes} {self.parallelism}".strip()
+
+    @property
+    def kills(self) -> list[Hit]:
+        """Those of its hits that were kills, that is by SIGKILL."""
+        return [hit for hit in self.hits if hit.aim != "stop"]
 
     @property
     def problem(self) -> str:
@@ -71,10 +84,11 @@ class Totals:
 
 def add_to_record(path: Path, seed: int, outcomes: Sequence[Outcome]) -> None:
     """Add the line of one call."""
+    hits = [hit for outcome in outcomes for hit in outcome.hits]
     kills = [kill for outcome in outcomes for kill in outcome.kills]
-    processes = Counter[str]()
+    kinds = Counter[str]()
     for outcome in outcomes:
-        processes[str(outcome.processes)] += len(outcome.kills)
+        kinds[outcome.kind] += len(outcome.kills)
     commit, dirty = code_version()
     line = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -91,12 +105,17 @@ def add_to_record(path: Path, seed: int, outcomes: Sequence[Outcome]) -> None:
         "runs": len(outcomes),
         "lost": sum(bool(outcome.lost) for outcome in outcomes),
         "differing": sum(bool(outcome.differences) for outcome in outcomes),
-        "aims": Counter(kill.aim for kill in kills),
-        "killed_with": processes,
+        "stops": len(hits) - len(kills),
+        "aims": Counter(hit.aim for hit in hits),
+        "killed_with": kinds,
         "struck": Counter(kill.struck for kill in kills),
         "saves_in_progress": sum(kill.saving for kill in kills),
         "torn_lines": sum(kill.torn for kill in kills),
-        "steps_lost": sum(kill.step - kill.resumed for kill in kills if kill.resumed is not None),
+        "steps_lost": sum(hit.step - hit.resumed for hit in hits if hit.resumed is not None),
+        # from a checkpoint that stands in no plan
+        "resumed_as_asked": sum(
+            hit.resumed is not None and hit.resumed % CHECKPOINT_EVERY > 0 for hit in hits
+        ),
         "problems": [f"{each.name}: {each.problem}" for each in outcomes if each.problem],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +124,16 @@ def add_to_record(path: Path, seed: int, outcomes: Sequence[Outcome]) -> None:
 
 
 def save_kills(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write every kill of one call, a line each."""
+    """Write every hit of one call, kill or stop, a line each."""
     lines = [
-        {"run": outcome.name, "processes": outcome.processes, **asdict(kill)}
+        {
+            "run": outcome.name,
+            "processes": outcome.processes,
+            "parallelism": outcome.parallelism,
+            **asdict(hit),
+        }
         for outcome in outcomes
-        for kill in outcome.kills
+        for hit in outcome.hits
     ]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -132,19 +156,20 @@ def sum_record(path: Path) -> Totals:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Lines that say what was killed, and what came of it."""
-    numbers = sorted({outcome.processes for outcome in outcomes})
-    aims = Counter((kill.aim, outcome.processes) for outcome in outcomes for kill in outcome.kills)
-    rows = [["aim", *(f"{number} process{'es' * (number > 1)}" for number in numbers)]]
-    rows += [[aim, *(str(aims[aim, number]) for number in numbers)] for aim in AIMS]
+    """Lines that say what was hit, and what came of it; a stop is not counted as a kill."""
+    order = sorted({(outcome.processes, outcome.kind) for outcome in outcomes})
+    kinds = [kind for _, kind in order]
+    aims = Counter((hit.aim, outcome.kind) for outcome in outcomes for hit in outcome.hits)
+    rows = [["aim", *(kind if " " in kind else f"{kind} process" for kind in kinds)]]
+    rows += [[aim, *(str(aims[aim, kind]) for kind in kinds)] for aim in AIMS]
     for name, counted in (
         ("kills", [len(outcome.kills) for outcome in outcomes]),
         ("runs", [1] * len(outcomes)),
         ("lost", [int(bool(outcome.lost)) for outcome in outcomes]),
         ("differing", [int(bool(outcome.differences)) for outcome in outcomes]),
     ):
-        sums = Counter[int]()
+        sums = Counter[str]()
         for outcome, count in zip(outcomes, counted, strict=True):
-            sums[outcome.processes] += count
-        rows.append([name, *(str(sums[number]) for number in numbers)])
+            sums[outcome.kind] += count
+        rows.append([name, *(str(sums[kind]) for kind in kinds)])
     return ["".join([row[0].ljust(10), *(cell.rjust(13) for cell in row[1:])]) for row in rows]

@@ -11,6 +11,7 @@ from pathlib import Path
 from strata.config import Config
 from strata.storage import write_whole
 
+CHECKPOINT_EVERY = 5  # steps
 CHANGES = {
     "data.tokenizer_vocab_size": 400,
     "data.validation_fraction": 0.2,
@@ -21,7 +22,7 @@ CHANGES = {
     "model.context_length": 32,
     "training.batch_size": 8,
     "training.initial_batch_size": 4,
-    "training.checkpoint_every": 5,
+    "training.checkpoint_every": CHECKPOINT_EVERY,
     "training.validate_every": 10,
     "training.validation_sequences": 8,
     "training.sample_every": 40,
