@@ -252,22 +252,27 @@ def test_one_process_shares_nothing_whatever_is_asked_and_a_cpu_shares_the_batch
 # The launcher -----------------------------------------------------------------------------------
 
 
-class Launched:
-    """`strata train --nproc 2` in a process of its own."""
+STRATA = [sys.executable, "-m", "strata.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-    def __init__(self, config: Config, run: Path, *options: str) -> None:
+
+class Launched:
+    """`strata train --nproc 2`, or torchrun with `strata train`, in a process of its own."""
+
+    def __init__(self, config: Config, run: Path, *options: str, torchrun: bool = False) -> None:
         self.run = run
         path = run.with_suffix(".toml")
         config.save(path)
-        command = [sys.executable, "-m", "strata.cli", "train", str(path), "--run-dir", str(run)]
-        self.process = subprocess.Popen(
-            [*command, "--nproc", "2", *options], stderr=subprocess.PIPE, text=True
-        )
+        command = [*TORCHRUN, "-m", "strata.cli"] if torchrun else STRATA
+        command = [*command, "train", str(path), "--run-dir", str(run), *options]
+        if not torchrun:
+            command += ["--nproc", "2"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def workers(self) -> list[int]:
         """Process ids in the order of their ranks."""
         listed = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "spawn_main"],
+            ["pgrep", "-P", str(self.process.pid), "-f", "spawn_main|strata.cli train"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         return sorted(int(word) for word in listed.stdout.split())
@@ -348,13 +353,14 @@ def test_a_signal_to_the_launcher_saves_and_a_dead_process_is_restarted_and_then
     assert steps == list(range(1, len(steps) + 1))  # each once, as without the deaths
 
 
-def test_processes_do_not_outlive_their_launcher(endless, tmp_path):
-    running = Launched(endless, tmp_path / "run")
+@pytest.mark.parametrize("torchrun", [False, True], ids=["strata", "torchrun"])
+def test_processes_do_not_outlive_their_launcher(torchrun, endless, tmp_path):
+    running = Launched(endless, tmp_path / "run", torchrun=torchrun)
     running.wait_for_step(2)
     workers = running.workers()
     assert len(workers) == 2
     running.process.kill()
-    running.process.communicate()
+    running.process.wait()
     limit = time.monotonic() + 60
     while not all(gone(worker) for worker in workers):
         assert time.monotonic() < limit, "still there"

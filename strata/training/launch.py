@@ -10,7 +10,6 @@ SIGUSR1 not even these. Over several nodes `torchrun … -m strata.cli train` do
 """
 
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -86,7 +85,8 @@ def launch_training(
         )
     nproc = nproc or (1 if started else max(1, torch.cuda.device_count()))
     if nproc == 1 and not restarts:
-        steps = Trainer(config, run_dir, callbacks, progress).fit().step
+        with _ending_with_launcher() if started else nullcontext():
+            steps = Trainer(config, run_dir, callbacks, progress).fit().step
         leave_processes()
         return steps
     work = (config, Path(run_dir), callbacks, progress)
@@ -213,7 +213,6 @@ def _work(
 ) -> _Outcome:
     """Train, as one process of several."""
     asked: list[int] = []
-    finished = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -224,11 +223,11 @@ def _work(
         signal.signal(number, stop)
     ignore_save_requests()
     (processes / str(os.getpid())).touch()
-    threading.Thread(target=_end_with_launcher, args=(finished,), daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
-        trainer = Trainer(config, run_dir, callbacks, progress)
-        trainer.fit()
+        with _ending_with_launcher():
+            trainer = Trainer(config, run_dir, callbacks, progress)
+            trainer.fit()
         leave_processes()
         return _Outcome(trainer.step)
     except Interrupted as interrupted:
@@ -242,21 +241,24 @@ def _work(
             os._exit(128 + asked[0])
         time.sleep(_COURTESY)
         raise
+
+
+@contextmanager
+def _ending_with_launcher() -> Iterator[None]:
+    """Within the block, outlive the launcher only for as long as it takes to save."""
+    finished, launcher = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        if not finished.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            finished.wait(_LAST_SAVE)
+        time.sleep(_COURTESY)
+        os._exit(1)  # there is nobody left to hand a result to, which some would wait for
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
     finally:
         finished.set()
-
-
-def _end_with_launcher(finished: threading.Event) -> None:
-    """Outlive the launcher only for as long as it takes to save.
-
-    Linux sends SIGINT to the children of the launcher when it dies, torch.multiprocessing having
-    asked for that; elsewhere this does.
-    """
-    launcher = multiprocessing.parent_process()
-    if launcher is None:
-        return
-    launcher.join()
-    if sys.platform != "linux":
-        os.kill(os.getpid(), signal.SIGINT)
-    finished.wait(_LAST_SAVE)
-    os._exit(1)
