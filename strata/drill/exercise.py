@@ -57,7 +57,7 @@ def drill(
         tell: is given a line for each kill and each run.
 
     Raises:
-        ValueError: a number is less than one.
+        ValueError: a number is less than one, or the folder holds a run.
         RuntimeError: an undisturbed run failed.
     """
     for name, value in (("kills", kills), *(("processes", number) for number in processes)):
@@ -68,6 +68,8 @@ def drill(
         for number in processes
         for parallelism in (("ddp", "fsdp") if number > 1 else ("",))
     ]
+    if (folder / "provenance.json").is_file():
+        raise ValueError(f"{folder} holds a run: expected a folder for the drill alone")
     runs = max(runs or ceil(kills / KILLS_A_RUN), len(kinds))
     kills_a_run = ceil(kills / runs)
     config = write_small_run(folder.absolute(), kills_a_run)

@@ -72,7 +72,8 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
         if held.hash() != config.hash() or changed:
             raise ValueError(
                 f"{run_dir} holds another run: {'; '.join(differences + changed)}. "
-                "Choose another folder, or delete that one."
+                "Choose another folder, or continue that run as it is: strata train --run-dir "
+                f"{run_dir}"
             )
         if before["code"] != code_hash():
             print(

@@ -100,9 +100,12 @@ def launch_training(
             if stops := [int(number) for number in _STOP if status in (-number, 128 + number)]:
                 raise Interrupted("stopped before it could save; run again", stops[0]) from error
             mistaken = status >= 0 and any(f" failed: {kind}: " in reason for kind in _MISTAKES)
-            if not restarts or mistaken or set(received) & set(_STOP):
-                raise RuntimeError(reason) from error
-            print(f"{reason}; starting again, {restarts - 1} restarts left", file=sys.stderr)
+            if mistaken:  # of the configuration or the folder, and so of no process by itself
+                raise ValueError(reason.split(": ", 2)[2]) from error
+            if not restarts or set(received) & set(_STOP):
+                advice = "run again to continue, or let --restarts do so"
+                raise RuntimeError(f"{reason}; {advice}") from error
+            print(f"{reason}; starting again (restarts left: {restarts - 1})", file=sys.stderr)
             restarts -= 1
             continue
         if outcome.signal:

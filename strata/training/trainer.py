@@ -244,6 +244,8 @@ class Trainer:
             scheduled = self.due and not self.guard.suspicious
             if (scheduled or leave or save) and not last:
                 self._save(scheduled, log)
+            if save and self.progress:
+                print(f"asked to save: saving after step {self.step}, going on", file=sys.stderr)
             if leave and not last:
                 raise self.requests.obey(self.step, self.processes, saved=self._settle())
         return result
