@@ -75,7 +75,7 @@ def launch_training(
     Raises:
         Interrupted: a signal stopped it, once the state is saved.
         RuntimeError: a process died and no restart is left; says which, and of what.
-        ValueError: if another launcher has started this process already.
+        ValueError: as `Trainer`; or if another launcher has started this process already.
     """
     started = "TORCHELASTIC_RUN_ID" in os.environ
     if started and (nproc > 1 or restarts):
