@@ -14,6 +14,7 @@ else. Names hold the hashes of what the content depends on, so an entry never go
 no longer asked for.
 """
 
+import hashlib
 import os
 import secrets
 import sys
@@ -36,6 +37,12 @@ def cache_dir() -> Path:
     else:
         platform_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return platform_folder / "strata"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; read in pieces, however large it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from small_disks import fill, small_disk
 from test_training import assert_same_run
 
-from strata.storage import cache_dir
 from strata.tokenizer import Tokenizer
 from strata.training import Callback, EarlyStopping, Trainer, checkpoint, read_metrics
 from strata.training.checkpoint import (
@@ -165,7 +164,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(checkpoint, "_sha256", fail)
+    monkeypatch.setattr(checkpoint, "sha256_of", fail)
     with pytest.raises(OSError, match=r"cannot be read: .*Input/output error"):
         Trainer(tiny_config, left_run, progress=False)
     monkeypatch.undo()
@@ -244,7 +243,6 @@ def test_another_corpus_under_the_run_is_refused(left_run, tiny_config, tmp_path
 def test_a_changed_file_does_not_matter_while_the_shards_are_there(
     tiny_config, whole_run, tmp_path
 ):
-    assert cache_dir().is_dir()
     folder = tmp_path / "texts"
     shutil.copytree(os.path.dirname(tiny_config.data.corpus.removeprefix("files:")), folder)
     here = tiny_config.override({"data.corpus": f"files:{folder}/*.txt"})

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.data.progress import building
-from strata.storage import sync_folder, temporary_beside
+from strata.storage import sha256_of, sync_folder, temporary_beside
 from strata.tokenizer.memory import in_batches
 
 SHARDS_FORMAT = "strata-shards-1"
@@ -195,8 +195,7 @@ class TokenShards:
             ValueError: a shard's content is not what was written; the message names the file.
         """
         for shard in self._shards:
-            with (self.folder / shard.name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(self.folder / shard.name)
             if found != shard.sha256:
                 raise ValueError(
                     f"{self.folder / shard.name} was altered: its SHA-256 is {found}, expected "

@@ -2,12 +2,13 @@
 
 `schedule` says how large an update may be at each step, `rules` how a gradient becomes one,
 `groups` which parameter follows which, and `optimizer` applies them; `experiments` helps to choose.
-`step` is one update and `trainer` repeats it, with `memory` for what does not fit, `guard` for what
-goes wrong, `growth` for what starts small and `callbacks` for what else you want. `checkpoint`
-and `state` make a run survive, `signals` stop it and `lock` keeps others out; `logger` writes
-down what happened and `curves` shows it; `device` decides where to compute and `parallelism` what
-several processes share; `distributed` and `sharding` let them share it, and `launch` starts them.
-`folder` is what a run leaves behind, and `history` reads runs back.
+`step` is one update and `trainer` repeats it, with `batches` for what each process reads, `growth`
+for what starts small, `memory` for what does not fit, `guard` for what goes wrong, `validation` for
+how it does on other text, and `callbacks` for what else you want. `checkpoint` and `state` make a
+run survive, `signals` stop it and `lock` keeps others out; `logger` writes down what happened and
+`curves` shows it. `device` decides where to compute and `parallelism` what several processes share;
+`distributed` and `sharding` let them share it, and `launch` starts them. `folder` is what a run
+leaves behind, and `history` reads runs back.
 """
 
 import importlib

@@ -16,7 +16,6 @@ damaged one is reported and the one before it is used. Nothing here is a pickle.
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import warnings
@@ -36,7 +35,7 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from strata.storage import sync_folder
+from strata.storage import sha256_of, sync_folder, write_whole
 from strata.training.distributed import Processes
 
 FORMAT = 3
@@ -198,16 +197,15 @@ class Checkpoints:
             )
             of_mine = f"shard-{processes.rank + 1:05d}-*"
             parts = self._together(
-                lambda: ({file.name: _sha256(file) for file in partial.glob(of_mine)}, each)
+                lambda: ({file.name: sha256_of(file) for file in partial.glob(of_mine)}, each)
             )
 
             def complete() -> None:
                 whole = json.loads(state) | {"processes": [json.loads(own) for _, own in parts]}
-                _write_synced(partial / "state.json", json.dumps(whole, indent=1))
+                write_whole(partial / "state.json", json.dumps(whole, indent=1))
                 sums = {name: digest for names, _ in parts for name, digest in names.items()}
-                sums["state.json"] = _sha256(partial / "state.json")
+                sums["state.json"] = sha256_of(partial / "state.json")
                 write_manifest(partial, manifest | {"files": dict(sorted(sums.items()))})
-                sync_folder(partial)
                 shutil.rmtree(path, ignore_errors=True)
                 partial.rename(path)
                 sync_folder(path.parent)
@@ -305,7 +303,7 @@ def find_damage(path: Path, rank: int = 0, size: int = 1) -> str:
         manifest = read_manifest(path)
         sums = manifest["files"] if manifest["format"] == FORMAT else {}
         for name, expected in list(sums.items())[rank::size]:
-            if _sha256(path / name) != expected:
+            if sha256_of(path / name) != expected:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -317,7 +315,7 @@ def find_damage(path: Path, rank: int = 0, size: int = 1) -> str:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write a checkpoint's `manifest.json`, with the sum of its own contents."""
     content = {"manifest": manifest, "sha256": _sum_of(manifest)}
-    _write_synced(path / "manifest.json", json.dumps(content, indent=1))
+    write_whole(path / "manifest.json", json.dumps(content, indent=1))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -365,15 +363,3 @@ def _make_empty(folder: Path) -> None:
 
 def _sum_of(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
