@@ -108,7 +108,7 @@ def test_attention_weights_reproduce_what_the_layer_computes():
     assert torch.equal(pattern.triu(1), torch.zeros(16, 16))
 
     block = model.blocks[0]
-    x, turn = model._embed(tokens, 0)
+    x, turn = model._embed(tokens, torch.arange(tokens.shape[1]))
     x = block.attention_norm(model._mix(0, x, x))
     _, _, values = block.attention.queries_keys_values(x, turn)
     by_hand = block.attention.weights(x, turn) @ values

@@ -27,13 +27,16 @@ def rotation(positions: Tensor, head_dim: int, base: float) -> Rotation:
     """Cosines and sines of the rotary angles (Su et al., 2021, section 3.2.2).
 
     Args:
-        positions: (time,) whole numbers.
+        positions: (time,) whole numbers, or (batch, time) where every row has its own.
 
     Returns:
-        Two float32 tensors (time, head_dim / 2); pair i turns by positions * base^(-2i/head_dim).
+        Two float32 tensors (time, head_dim / 2), with rows of their own (batch, 1, time,
+        head_dim / 2); pair i turns by positions * base^(-2i/head_dim).
     """
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[:, None] * base ** (-pairs / head_dim)  # (time, head_dim / 2)
+    angles = positions.float()[..., None] * base ** (-pairs / head_dim)
+    if positions.dim() == 2:
+        angles = angles[:, None]  # the same for all heads
     return angles.cos(), angles.sin()
 
 
@@ -44,7 +47,7 @@ def rotate(x: Tensor, turn: Rotation) -> Tensor:
         x: (batch, heads, time, head_dim).
         turn: cosines and sines from `rotation`, for the same positions.
     """
-    cos, sin = (part.to(x.dtype) for part in turn)  # (time, head_dim / 2)
+    cos, sin = (part.to(x.dtype) for part in turn)  # ([batch, 1,] time, head_dim / 2)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

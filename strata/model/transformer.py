@@ -99,7 +99,7 @@ class Transformer(nn.Module):
                 f"{tuple(tokens.shape)}{with_cache}"
             )
         past = cache.length if cache else 0
-        x, turn = self._embed(tokens, past)
+        x, turn = self._embed(tokens, self._positions(tokens, past))
         masks = make_masks(self.config, tokens.shape[1], past, tokens.device, documents)
         x0 = x
         for layer, block in enumerate(self.blocks):
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def attention_pattern(self, tokens: Tensor, layer: int, head: int) -> Tensor:
         """One head's weights on the first sequence: (time, time), each row a distribution."""
-        x, turn = self._embed(tokens, 0)
+        x, turn = self._embed(tokens, self._positions(tokens, 0))
         x0 = x
         for index, block in enumerate(self.blocks):
             x = self._mix(index, x, x0)
@@ -179,14 +179,20 @@ class Transformer(nn.Module):
         model.load_state_dict(safetensors.torch.load_file(weights))
         return model.to(device).eval()
 
-    def _embed(self, tokens: Tensor, start: int) -> tuple[Tensor, Rotation | None]:
-        """Embeddings (batch, time, width) of tokens from position `start` on, and their turns."""
-        config, end = self.config, start + tokens.shape[1]
-        if end > config.context_length:
+    def _positions(self, tokens: Tensor, start: int) -> Tensor:
+        """Where the tokens of a row stand, the first at `start`: (time,)."""
+        end = start + tokens.shape[1]
+        if end > self.config.context_length:
             raise ValueError(
-                f"{end} tokens: expected at most model.context_length = {config.context_length}"
+                f"{end} tokens: expected at most model.context_length = "
+                f"{self.config.context_length}"
             )
-        positions = torch.arange(start, end, device=tokens.device)
+        return torch.arange(start, end, device=tokens.device)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Embeddings (batch, time, width) of tokens at positions (time,) or (batch, time), and
+        their turns."""
+        config = self.config
         x: Tensor = self.embedding(tokens)
         if config.residual_scalars:
             x = F.rms_norm(x, (config.width,))
