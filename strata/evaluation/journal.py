@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Journal:
             return True, answers
 
     @contextmanager
-    def open(self) -> Iterator[TextIO]:
+    def open(self) -> Iterator[IO[str]]:
         """The file to which `write_answers` adds."""
         with open(self._path, self._mode, encoding="utf-8") as file:
             # the last line that is there may have been cut off
@@ -89,7 +89,7 @@ class Journal:
             yield file
 
 
-def write_answers(file: TextIO, answers: Sequence[tuple[int, Answer]]) -> None:
+def write_answers(file: IO[str], answers: Sequence[tuple[int, Answer]]) -> None:
     """Add the answers of a batch."""
     for number, answer in answers:
         file.write(json.dumps({"request": number, **answer._asdict()}) + "\n")

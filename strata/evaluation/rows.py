@@ -65,9 +65,10 @@ def plan_batches(requests: Sequence[Request], batch_tokens: int) -> list[list[li
         batch_tokens: tokens in one batch, padding counted; a longer row goes alone.
     """
     families, sizes = _families(requests)
-    row_of = np.empty(len(families), dtype=np.int64)
+    row_of, n_rows = np.empty(len(families), dtype=np.int64), 0
     alone = sizes > ROW_LENGTH
-    row_of[~alone], n_rows = best_fit(sizes[~alone], ROW_LENGTH)
+    if not alone.all():
+        row_of[~alone], n_rows = best_fit(sizes[~alone], ROW_LENGTH)
     row_of[alone] = n_rows + np.arange(alone.sum())
     rows: list[list[int]] = [[] for _ in range(n_rows + int(alone.sum()))]
     lengths = np.bincount(row_of, weights=sizes, minlength=len(rows))
