@@ -75,7 +75,8 @@ class Journal:
             for line in lines:
                 try:
                     fields = json.loads(line)
-                    answers[fields.pop("request")] = Answer(**fields)
+                    number = fields.pop("request")
+                    answers[number] = Answer(**fields)
                 except ValueError:
                     continue  # cut off in the middle
             return True, answers
