@@ -49,13 +49,12 @@ class BigramModel:
             table[before, after] = likely
         return cls(table, **kwargs)
 
-    def score(self, tokens, targets):
-        assert tokens.shape[1] <= self.config.context_length
+    def score_branches(self, tokens, tree, places, targets):
+        assert int(tree.depths.max()) < self.config.context_length
         self.rows.append(tuple(tokens.shape))
-        scored = targets != -100
-        logits = self.logits[tokens]
-        nats = -logits.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-        return (nats * scored).float(), (logits.argmax(-1) == targets) & scored
+        logits = self.logits[tokens.flatten()[places]]
+        nats = -logits.gather(1, targets[:, None])[:, 0]
+        return nats.float(), logits.argmax(-1) == targets
 
     def new_cache(self, batch_size):
         return SimpleNamespace(length=0)

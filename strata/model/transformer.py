@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from strata.config import Config, ModelConfig
 from strata.model.attention import Attention, KeyValueCache, Rotation, rotation
 from strata.model.layers import FeedForward, make_norm
-from strata.model.loss import chunked_cross_entropy, score_targets, soft_cap
-from strata.model.masks import Mask, boolean_mask, make_masks, sees_whole
+from strata.model.loss import IGNORED, chunked_cross_entropy, score_targets, soft_cap
+from strata.model.masks import Mask, Tree, boolean_mask, make_masks, sees_whole
 
 
 class Block(nn.Module):
@@ -85,8 +85,13 @@ class Transformer(nn.Module):
         tokens: Tensor,
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """What the head reads: (batch, time, width).
+
+        Args:
+            tree: how the rows branch; a row may then be longer than the context, while none of its
+                depths may.
 
         Raises:
             ValueError: if the tokens, with those in the cache, exceed the context; if documents are
@@ -99,8 +104,9 @@ class Transformer(nn.Module):
                 f"{tuple(tokens.shape)}{with_cache}"
             )
         past = cache.length if cache else 0
-        x, turn = self._embed(tokens, self._positions(tokens, past))
-        masks = make_masks(self.config, tokens.shape[1], past, tokens.device, documents)
+        positions = self._positions(tokens, past) if tree is None else tree.depths
+        x, turn = self._embed(tokens, positions)
+        masks = make_masks(self.config, tokens.shape[1], past, tokens.device, documents, tree)
         x0 = x
         for layer, block in enumerate(self.blocks):
             mask = masks.whole if sees_whole(self.config, layer) else masks.windowed
@@ -135,12 +141,36 @@ class Transformer(nn.Module):
     def score(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Nats of each target, and whether it is the most likely token: both (batch, time)."""
+        """Nats of each target, and whether it is the most likely token: both (batch, time).
+
+        Targets of -100 are left out: 0 nats, False.
+        """
+        places = (targets.flatten() != IGNORED).nonzero()[:, 0]
+        nats = torch.zeros(targets.shape, device=targets.device)
+        correct = torch.zeros(targets.shape, device=targets.device, dtype=torch.bool)
         hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
-        nats, correct = score_targets(
-            hidden, self.head_weight, targets.flatten(), self.config.logit_softcap
+        nats.view(-1)[places], correct.view(-1)[places] = score_targets(
+            hidden, self.head_weight, places, targets.flatten()[places], self.config.logit_softcap
         )
-        return nats.view_as(targets), correct.view_as(targets)
+        return nats, correct
+
+    @torch.no_grad()
+    def score_branches(
+        self, tokens: Tensor, tree: Tree, places: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Nats of targets after places of rows that branch, and whether each is the most likely.
+
+        Args:
+            tokens: (batch, time); `tree` says how they branch.
+            places: (n,) the token that is read last, as a place in all rows, one after another:
+                row * time + column; ascending, and the same one as often as is asked of it.
+            targets: (n,) token ids.
+
+        Returns:
+            nats (n,) in float32 and a boolean (n,).
+        """
+        hidden = self.hidden(tokens, tree=tree).flatten(0, 1)
+        return score_targets(hidden, self.head_weight, places, targets, self.config.logit_softcap)
 
     def new_cache(self, batch_size: int = 1) -> KeyValueCache:
         """An empty cache for `batch_size` sequences, in the type that autocast computes in."""
