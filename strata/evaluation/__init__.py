@@ -1,9 +1,9 @@
 """How good the model is, how sure that is, and what it writes. Read in this order:
 
-`tasks` says what is asked, `items` reads it from files, `embedded` makes two tasks out of held-out
-documents, `scoring` asks the model, `suite` turns its answers into scores, `comparison` says how
-sure they are, `results` keeps and compares them, `reference` holds what GPT-3 reached, and
-`generation` lets the model write, and `samples` has it write while it trains.
+`tasks` says what is asked, `sources` fetches its data, `items` reads it, `embedded` makes two tasks
+out of held-out documents, `scoring` asks the model, `suite` turns its answers into scores,
+`comparison` says how sure they are, `results` keeps and compares them, `reference` holds what GPT-3
+reached, `generation` lets the model write, and `samples` has it write while it trains.
 """
 
 from strata.evaluation.comparison import Difference, paired_difference
@@ -38,6 +38,7 @@ from strata.evaluation.scoring import (
     score_texts,
     unigram_bits_per_byte,
 )
+from strata.evaluation.sources import download_tasks, evaluation_folder
 from strata.evaluation.suite import evaluate
 from strata.evaluation.tasks import TASKS, Task
 
@@ -59,7 +60,9 @@ __all__ = [
     "compare_results",
     "comparison_table",
     "continuation_items",
+    "download_tasks",
     "evaluate",
+    "evaluation_folder",
     "generate",
     "generate_steps",
     "load_items",
