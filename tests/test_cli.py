@@ -19,7 +19,7 @@ COMMANDS = [
     "workbook", "paper", "doctor", "drill", "train", "runs", "evaluate", "generate",
     "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
-    "data prepare",
+    "data prepare", "data tasks",
     "transfer push", "transfer run", "transfer status", "transfer pull",
 ]  # fmt: skip
 
@@ -258,6 +258,7 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("tokenizer import nowhere.json", 2, "--format"),
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),
+        ("data tasks helaswag", 1, "did you mean 'hellaswag'"),
         ("transfer push nowhere me@host:there", 1, "nowhere"),
         ("transfer status runs/x there", 1, "user@host:folder"),
         ("paper nowhere", 1, "nowhere"),

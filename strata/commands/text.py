@@ -1,4 +1,4 @@
-"""Commands of text: tokenizers, and token shards."""
+"""Commands of text: tokenizers, token shards, and the data of the evaluation tasks."""
 
 import sys
 from pathlib import Path
@@ -146,3 +146,19 @@ def data_prepare(data: Data, vocab_size: int = 0) -> None:
             counts = f"{part.n_documents:,} documents, {part.n_tokens:,} tokens"
             print(f"{'':<10} {counts} of {part.corpus}")
     print(f"{'cache':<10} {cache_dir()}")
+
+
+def data_tasks(tasks: Positional[tuple[str, ...]] = (), folder: Path | None = None) -> None:
+    """Fetch the data of evaluation tasks, verify it, and write it where `strata evaluate` looks.
+
+    Example: strata data tasks hellaswag piqa
+
+    Args:
+        tasks: Their names; all that have data if none is given.
+        folder: Where to; a folder of the cache if it is not given.
+    """
+    from strata.evaluation.sources import SOURCES, download_tasks
+
+    names = tasks or tuple(SOURCES)
+    for name, path in zip(names, download_tasks(names, folder, progress=True), strict=True):
+        print(f"{name:<14} {SOURCES[name].licence:<44} {path}")

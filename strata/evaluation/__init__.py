@@ -1,10 +1,11 @@
 """How good the model is, how sure that is, and what it writes. Read in this order:
 
-`tasks` says what is asked, `items` reads it from files, `embedded` makes two tasks out of held-out
-documents, `scoring` asks the model, `suite` turns its answers into scores, `comparison` says how
-sure they are, `reference` holds what GPT-3 reached, `results` keeps and compares scores, `overlap`
-(by `ngrams`) finds what the training corpus holds of the questions, and `tables` writes it all out.
-`generation` lets the model write, and `samples` has it write while it trains.
+`tasks` says what is asked, `sources` fetches its data, `items` reads it, `embedded` makes two tasks
+out of held-out documents, `scoring` asks the model, `suite` turns its answers into scores,
+`comparison` says how sure they are, `reference` holds what GPT-3 reached, `results` keeps and
+compares scores, `overlap` (by `ngrams`) finds what the training corpus holds of the questions, and
+`tables` writes it all out. `generation` lets the model write, and `samples` has it write while it
+trains.
 """
 
 from strata.evaluation.comparison import Difference, holm, paired_difference
@@ -43,6 +44,7 @@ from strata.evaluation.scoring import (
     score_texts,
     unigram_bits_per_byte,
 )
+from strata.evaluation.sources import download_tasks, evaluation_folder
 from strata.evaluation.suite import evaluate
 from strata.evaluation.tables import comparison_table, gpt3_table, overlap_table, results_table
 from strata.evaluation.tasks import TASKS, Task
@@ -69,8 +71,11 @@ __all__ = [
     "compare_results",
     "comparison_table",
     "continuation_items",
+    "download_tasks",
     "evaluate",
-    "find_overlap",
+from strata.evaluation.sources import download_tasks, evaluation_folder
+from strata.evaluation.suite import evaluate
+from strata.evaluation.tables import comparison_table, gpt3_table, overlap_table, results_table
     "generate",
     "generate_steps",
     "gpt3_table",
