@@ -17,7 +17,13 @@ from strata.evaluation.generation import (
     next_token_probabilities,
 )
 from strata.evaluation.items import load_items
-from strata.evaluation.overlap import Overlap, find_overlap, load_overlap, save_overlap
+from strata.evaluation.overlap import (
+    Overlap,
+    corpus_overlap,
+    find_overlap,
+    load_overlap,
+    save_overlap,
+)
 from strata.evaluation.reference import (
     GPT3_FEW_SHOT,
     GPT3_RESULTS,
@@ -71,11 +77,11 @@ __all__ = [
     "compare_results",
     "comparison_table",
     "continuation_items",
+    "corpus_overlap",
     "download_tasks",
     "evaluate",
-from strata.evaluation.sources import download_tasks, evaluation_folder
-from strata.evaluation.suite import evaluate
-from strata.evaluation.tables import comparison_table, gpt3_table, overlap_table, results_table
+    "evaluation_folder",
+    "find_overlap",
     "generate",
     "generate_steps",
     "gpt3_table",

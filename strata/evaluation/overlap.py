@@ -22,16 +22,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from strata.data.progress import building
 from strata.evaluation.comparison import score_interval
 from strata.evaluation.embedded import Item
+from strata.evaluation.items import how_to_get, load_items
 from strata.evaluation.ngrams import NGramFinder, count_words
 from strata.evaluation.results import ItemResult, TaskResult, columns
+from strata.evaluation.suite import MOST_DOCUMENTS
+from strata.evaluation.tasks import EMBEDDED, TASKS, ZERO_SHOT_ONLY
 from strata.storage import write_whole
+
+if TYPE_CHECKING:
+    from strata.data import Corpus
 
 FEWEST_WORDS, MOST_WORDS = 8, 13
 
@@ -72,9 +80,65 @@ class Overlap:
     tasks: dict[str, TaskOverlap]
 
 
+def corpus_overlap(
+    corpus: Corpus,
+    tasks: Sequence[str] = (),
+    *,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    shots: int = 0,
+    progress: bool = False,
+) -> Overlap:
+    """What a corpus' training split holds of the tasks' items.
+
+    Args:
+        corpus: its held-out split makes the embedded tasks.
+        tasks: their names; none = all whose data is there.
+        data_dir: folder with the tasks' files; None = where downloads go.
+        limit: items of an embedded task; of the others all are looked for, since a limited
+            evaluation asks some of them.
+        seed, shots: as the evaluation has them, whose items are to be known again.
+        progress: show a bar, and a line afterwards.
+
+    Raises:
+        ValueError: an unknown task, or one without data, with how to get it; no task at all.
+    """
+    held_out = list(islice(corpus.documents("validation"), MOST_DOCUMENTS))
+    items: dict[str, list[Item]] = {}
+    asked: dict[str, list[Item]] = {}
+    for name in tasks or TASKS:
+        settings: dict[str, Any] = {
+            "data_dir": data_dir,
+            "limit": limit if name in EMBEDDED else None,
+            "documents": held_out,
+            "seed": seed,
+        }
+        found = load_items(name, **settings)
+        if found is None:
+            if tasks:
+                raise ValueError(how_to_get(name, data_dir))
+            continue
+        items[name] = found
+        if shots and name not in ZERO_SHOT_ONLY:
+            asked[name] = load_items(name, **settings, shots=shots) or found
+    if not items:
+        raise ValueError("no task has data to look for; strata data tasks fetches it")
+    return find_overlap(
+        corpus.documents("train"),
+        items,
+        asked,
+        corpus=corpus.spec,
+        identity=corpus.identity,
+        expected_bytes=corpus.expected_bytes("train"),
+        progress=progress,
+    )
+
+
 def find_overlap(
     documents: Iterable[str],
     items: Mapping[str, Sequence[Item]],
+    asked: Mapping[str, Sequence[Item]] | None = None,
     *,
     corpus: str = "",
     identity: str = "",
@@ -86,16 +150,18 @@ def find_overlap(
     Args:
         documents: the training texts, read once; a few at a time are in memory.
         items: of every task, one or more.
+        asked: the same items as the model is asked them, where that is with solved examples before
+            each; then their fingerprints are kept, and what is looked for is the item alone.
         corpus, identity: of the documents, for the record.
         expected_bytes: of the documents, for the progress bar.
         progress: show it, and a line afterwards.
     """
-    texts = {name: [example_text(item) for item in asked] for name, asked in items.items()}
-    lengths = {name: count_words(asked) for name, asked in texts.items()}
+    texts = {name: [example_text(item) for item in found] for name, found in items.items()}
+    lengths = {name: count_words(texts[name]) for name in items}
     sizes = {name: ngram_size(lengths[name].tolist()) for name in items}
     finder = NGramFinder(
-        [text for asked in texts.values() for text in asked],
-        [sizes[name] for name, asked in texts.items() for _ in asked],
+        [text for name in items for text in texts[name]],
+        [sizes[name] for name in items for _ in texts[name]],
     )
     n_documents = n_bytes = 0
     with building("looking for n-grams", expected_bytes, progress=progress) as advance:
@@ -106,8 +172,9 @@ def find_overlap(
             advance(size)
     found = iter(finder.found)
     tasks = {}
-    for name, asked in items.items():
-        ngrams = {item.fingerprint: next(found) for item in asked}
+    for name in items:
+        known = (asked or {}).get(name, items[name])
+        ngrams = {item.fingerprint: next(found) for item in known}
         tasks[name] = TaskOverlap(
             n_words=sizes[name],
             too_short=int((lengths[name] < sizes[name]).sum()),
