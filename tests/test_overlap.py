@@ -3,16 +3,19 @@
 import os
 import re
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strata.data import Corpus
 from strata.evaluation import (
     Item,
     ItemResult,
     TaskResult,
+    corpus_overlap,
     find_overlap,
     load_items,
     load_overlap,
@@ -187,6 +190,18 @@ def test_items_are_dirty_by_their_context_and_true_answer(items):
     assert overlap.n_bytes == sum(len(document) for document in documents)
 
 
+def test_items_asked_with_examples_are_known_by_what_was_asked(items):
+    # the examples stand in the corpus, and say nothing of the item
+    examples = numbered(5_000, 40)
+    asked = [
+        replace(item, requests=tuple((f"{examples}\n\n{c}", text) for c, text in item.requests))
+        for item in items
+    ]
+    overlap = find_overlap([examples, numbered(300)], {"piqa": items}, {"piqa": asked})
+    assert set(overlap.tasks["piqa"].dirty) == {asked[3].fingerprint}
+    assert split_result(result_of(asked, [1] * 11), overlap.tasks["piqa"]).dirty.n_items == 1
+
+
 def result_of(items, correct):
     results = tuple(
         ItemResult(i, item.fingerprint, 0, bool(hit), (0.0, 0.0), float(hit))
@@ -237,6 +252,16 @@ def test_a_file_that_is_no_overlap_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(str(path))):
         load_overlap(path)
+
+
+def test_a_misspelt_task_and_one_without_data_are_told(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f'{{"text": "{numbered(i)}"}}\n' for i in range(200)))
+    corpus = Corpus.open(f"files:{path}")
+    with pytest.raises(ValueError, match="did you mean 'hellaswag'"):
+        corpus_overlap(corpus, ["helaswag"])
+    with pytest.raises(ValueError, match="piqa"):
+        corpus_overlap(corpus, ["piqa"], data_dir=tmp_path)
 
 
 EVALUATION_DATA = os.environ.get("STRATA_EVAL_DATA", "")

@@ -35,7 +35,7 @@ from strata.evaluation.items import how_to_get, load_items
 from strata.evaluation.ngrams import NGramFinder, count_words
 from strata.evaluation.results import ItemResult, TaskResult, columns
 from strata.evaluation.suite import MOST_DOCUMENTS
-from strata.evaluation.tasks import EMBEDDED, TASKS, ZERO_SHOT_ONLY
+from strata.evaluation.tasks import EMBEDDED, TASKS, ZERO_SHOT_ONLY, find_task
 from strata.storage import write_whole
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def corpus_overlap(
     Raises:
         ValueError: an unknown task, or one without data, with how to get it; no task at all.
     """
+    for name in tasks:
+        find_task(name)  # a misspelt one is found before any work is done
     held_out = list(islice(corpus.documents("validation"), MOST_DOCUMENTS))
     items: dict[str, list[Item]] = {}
     asked: dict[str, list[Item]] = {}
