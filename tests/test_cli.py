@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from strata import cli
 from strata.ablations import Suite, run_suite
 from strata.ablations.variants import GPT3, STRATA
 from strata.config import Config
+from strata.data import Corpus
+from strata.evaluation import load_overlap, load_results
+from strata.evaluation.overlap import split_result
 from strata.tokenizer import Tokenizer
 
 COMMANDS = [
     "workbook", "paper", "doctor", "drill", "train", "runs", "evaluate", "generate",
     "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
-    "data prepare",
+    "data prepare", "data tasks", "data overlap",
     "transfer push", "transfer run", "transfer status", "transfer pull",
 ]  # fmt: skip
 
@@ -160,6 +164,30 @@ def test_preparing_data_says_how_much_there_is_and_where(
     assert "cache" in shown
 
 
+def test_an_overlap_is_kept_with_the_run_and_knows_the_items_of_its_scores(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert strata("data", "overlap", run, "--tasks", "cloze", "continuation") == 0
+    assert str(run / "overlap.json") in capsys.readouterr().out
+    found = load_overlap(run / "overlap.json")
+    assert found.n_documents > 0
+    assert strata("evaluate", run, "--tasks", "cloze") == 0
+    (result,) = load_results(run / "evaluation.json").values()
+    assert split_result(result, found.tasks["cloze"]) is not None
+    # the corpus itself as the sets' data: all of it is dirty
+    corpus = Config.load(run / "config.toml").data.corpus
+    lines = tmp_path / "lambada_openai_test.jsonl"
+    opened = Corpus.open(corpus)
+    texts = [document[:400] for document in islice(opened.documents("train"), 20)]
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = ["--corpus", corpus, "--output", tmp_path / "found.json"]
+    told = ["--tasks", "lambada", "--data-dir", tmp_path]
+    assert strata("data", "overlap", *options, *told) == 0
+    assert load_overlap(tmp_path / "found.json").tasks["lambada"].dirty_share == 1.0
+    assert strata("data", "overlap", run, "--tasks", "piqa", "--data-dir", tmp_path) == 1
+    assert "piqa" in capsys.readouterr().err
+
+
 def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     tiny_config: Config, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +286,9 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("tokenizer import nowhere.json", 2, "--format"),
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),
+        ("data tasks helaswag", 1, "did you mean 'hellaswag'"),
+        ("data overlap", 1, "name a run, or give --corpus and --output"),
+        ("data overlap nowhere", 1, "nowhere/config.toml"),
         ("transfer push nowhere me@host:there", 1, "nowhere"),
         ("transfer status runs/x there", 1, "user@host:folder"),
         ("paper nowhere", 1, "nowhere"),

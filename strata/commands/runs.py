@@ -2,13 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from strata.commands import Run, load_tokenizer, open_corpus
+from strata.commands import Run, load_tokenizer, open_corpus, print_table
 from strata.config import Config
 
 if TYPE_CHECKING:
@@ -103,11 +102,11 @@ def runs(
 
     if len(folders) > 1:
         found = [history.read_run(folder, str(folder)) for folder in folders]
-        _print_table("differences and numbers", *history.compare_runs(found))
+        print_table("differences and numbers", *history.compare_runs(found))
     else:
         place = folders[0] if folders else default_run_dir("nano").parent
         found = history.find_runs(place)
-        _print_table(str(place), *history.runs_table(found, sort))
+        print_table(str(place), *history.runs_table(found, sort))
     for run in found:
         if run.problem:
             print(f"{run.name} is damaged: {run.problem}", file=sys.stderr)
@@ -161,11 +160,11 @@ def evaluate(
         )
         evaluation.save_results(found, folder / "evaluation.json")
         results.append(found)
-        _print_table(folder.name, *evaluation.results_table(found))
+        print_table(folder.name, *evaluation.results_table(found))
     if other is not None:
         names = (run.name, other.name)
         table = evaluation.comparison_table(results[0], results[1], names)
-        _print_table("difference", *table)
+        print_table("difference", *table)
     for folder in folders:
         print(f"every item: {folder / 'evaluation.json'}")
 
@@ -244,7 +243,7 @@ def ablate(
         for found in ablations.compare(ablations.final_losses(runs, names), names[0])
     ]
     header = ["variant", "bits per byte", "difference", "interval", "p (Holm)"]
-    _print_table(suite.name, header, rows)
+    print_table(suite.name, header, rows)
     print(f"runs: {folder}")
 
 
@@ -295,7 +294,7 @@ def tune(
         seeds=seeds,
     )
     best = [[name, f"{value}"] for name, value in study.best_params.items()]
-    _print_table(
+    print_table(
         f"best of {len(study.trials)}: trial {study.best_trial.number}",
         ["field", "value"],
         [*best, ["bits per byte", f"{study.best_value:.3f}"]],
@@ -347,14 +346,6 @@ def _load_model(run: Path) -> "Transformer":
 
     runtime = choose_runtime(TrainingConfig())
     return Transformer.load(run).to(runtime.device).eval()
-
-
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    print(title)
-    for row in [header, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))
 
 
 def _say(text: str) -> None:

@@ -22,7 +22,7 @@ from strata.evaluation.comparison import score_interval
 from strata.evaluation.embedded import Item
 from strata.evaluation.items import how_to_get, load_items
 from strata.evaluation.journal import Journal, identity_of, write_answers
-from strata.evaluation.results import ItemResult, TaskResult, columns
+from strata.evaluation.results import ItemResult, TaskResult, chance_of, columns
 from strata.evaluation.rows import Request
 from strata.evaluation.scoring import (
     Answer,
@@ -67,7 +67,7 @@ def evaluate(
         model: scored on the device it is on, in the arithmetic of the autocast around the call.
         tokenizer: the one it was trained with.
         tasks: names of `TASKS`.
-        data_dir: folder with the files of the tasks that need some; None or "" = none.
+        data_dir: folder with the tasks' files; None or "" = where downloads go.
         limit: items a task; None or 0 = all of a file, 500 of an embedded task.
         shots: solved examples before each item.
         documents: held-out texts, of which the embedded tasks are made.
@@ -88,7 +88,7 @@ def evaluate(
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     for name in names:
-        find_task(name)  # a misspelt one is found before any work is done
+        find_task(name, shots)  # a misspelt one is found before any work is done
     if journal is not None and not weights:
         raise ValueError("a journal holds answers of certain weights: name them (weights=…)")
     held_out: list[str] | None = None
@@ -97,7 +97,9 @@ def evaluate(
 
     results = {}
     for name in names:
-        items = load_items(name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed)
+        items = load_items(
+            name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed, shots=shots
+        )
         if items is None:
             if processes is None or processes.rank == 0:
                 print(how_to_get(name, data_dir), file=sys.stderr)
@@ -171,7 +173,7 @@ def score_items(
         confidence=confidence,
         n_items=len(scored),
         metric=task.metric,
-        chance=task.chance,
+        chance=task.chance if task.metric == "bits_per_byte" else chance_of(scored),
         higher_is_better=task.metric != "bits_per_byte",
         metrics=metrics,
         items=scored,
