@@ -2,8 +2,9 @@
 
 `tasks` says what is asked, `items` reads it from files, `embedded` makes two tasks out of held-out
 documents, `scoring` asks the model, `suite` turns its answers into scores, `comparison` says how
-sure they are, `results` keeps and compares them, `reference` holds what GPT-3 reached, and
-`generation` lets the model write, and `samples` has it write while it trains.
+sure they are, `results` keeps and compares them, and `reference` holds what GPT-3 reached. Then
+`sampling` says which token comes next, `generation` lets the model write, and `samples` has it
+write while it trains.
 """
 
 from strata.evaluation.comparison import Difference, paired_difference
@@ -11,8 +12,8 @@ from strata.evaluation.embedded import Item, cloze_items, continuation_items
 from strata.evaluation.generation import (
     GenerationStep,
     generate,
+    generate_batch,
     generate_steps,
-    next_token_probabilities,
 )
 from strata.evaluation.items import load_items
 from strata.evaluation.reference import (
@@ -32,6 +33,7 @@ from strata.evaluation.results import (
     save_results,
 )
 from strata.evaluation.samples import SampleWriter
+from strata.evaluation.sampling import Sampling, next_token_probabilities
 from strata.evaluation.scoring import (
     bits_per_byte,
     score_continuations,
@@ -52,6 +54,7 @@ __all__ = [
     "ItemResult",
     "Placement",
     "SampleWriter",
+    "Sampling",
     "Task",
     "TaskResult",
     "bits_per_byte",
@@ -61,6 +64,7 @@ __all__ = [
     "continuation_items",
     "evaluate",
     "generate",
+    "generate_batch",
     "generate_steps",
     "load_items",
     "load_results",
