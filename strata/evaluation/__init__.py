@@ -33,7 +33,7 @@ from strata.evaluation.results import (
     save_results,
 )
 from strata.evaluation.samples import SampleWriter
-from strata.evaluation.sampling import Sampling, next_token_probabilities
+from strata.evaluation.sampling import Sampling, SamplingOptions, next_token_probabilities
 from strata.evaluation.scoring import (
     bits_per_byte,
     score_continuations,
@@ -55,6 +55,7 @@ __all__ = [
     "Placement",
     "SampleWriter",
     "Sampling",
+    "SamplingOptions",
     "Task",
     "TaskResult",
     "bits_per_byte",

@@ -174,7 +174,11 @@ def _rows(
         raise ValueError(f"stop = {stop!r}: expected a sequence of strings, none of them empty")
     rows, times = [], Counter[str | None]()
     for index, prompt in enumerate(prompts):
-        tokens = _prompt_tokens(prompt, tokenizer, model.config.context_length)
+        try:
+            tokens = prompt_tokens(prompt, tokenizer, model.config.context_length)
+        except ValueError as error:
+            which = f"prompt {index + 1} of {len(prompts)}: " if len(prompts) > 1 else ""
+            raise ValueError(f"{which}{error}") from None
         # a stream that knows only the text's own prompt, and how often it came before
         points = random.Random(f"{seed} {times[prompt]} {tokens}")
         times[prompt] += 1
@@ -182,7 +186,12 @@ def _rows(
     return rows
 
 
-def _prompt_tokens(prompt: str | None, tokenizer: Tokenizer, context_length: int) -> list[int]:
+def prompt_tokens(prompt: str | None, tokenizer: Tokenizer, context_length: int) -> list[int]:
+    """What the model reads of a prompt: the separator, and the prompt's tokens.
+
+    Raises:
+        ValueError: an empty prompt, or one that the context has no room for.
+    """
     if prompt == "":
         raise ValueError(
             "the prompt is empty: give some text to continue, or None for a document of the "

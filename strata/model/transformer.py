@@ -223,7 +223,10 @@ class Transformer(nn.Module):
         weights = Path(run_dir) / "model.safetensors"
         config = Config.load(Path(run_dir) / "config.toml")
         if not weights.is_file():
-            raise FileNotFoundError(f"{weights}: no such file; has the run finished training?")
+            raise FileNotFoundError(
+                f"{weights}: no such file; the run has not finished training, and "
+                f"strata train --run-dir {run_dir} goes on with it"
+            )
         model = cls(config.model)
         model.load_state_dict(safetensors.torch.load_file(weights))
         return model.to(device).eval()
