@@ -21,7 +21,7 @@ from typing import Any
 from tyro.conf import DisallowNone, PositionalMetavarFromFieldName
 from tyro.extras import SubcommandApp
 
-from strata.commands import machines, runs, text
+from strata.commands import machines, runs, text, writing
 from strata.config import Config, DataConfig
 
 Call = Callable[[], None]
@@ -34,7 +34,7 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.train,
     runs.runs,
     runs.evaluate,
-    runs.generate,
+    writing.generate,
     runs.ablate,
     runs.tune,
 )

@@ -1,7 +1,8 @@
 """What each command of `strata …` does: one thin function a command.
 
 text.py      tokenizers and token shards
-runs.py      training, and what comes of it: scores, samples, ablations, the workbook, the paper
+runs.py      training, and what comes of it: scores, ablations, the workbook, the paper
+writing.py   what a trained model writes
 machines.py  this machine and others
 
 A command imports what it needs, calls the package that does the work, and prints where the result

@@ -169,47 +169,6 @@ def evaluate(
         print(f"every item: {folder / 'evaluation.json'}")
 
 
-def generate(
-    run: Run,
-    prompt: Positional[str] = "",
-    max_new_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    seed: int = 0,
-) -> None:
-    """Let a trained model continue a text.
-
-    Example: strata generate runs/nano "def mean(values):" --temperature 0.7
-
-    Args:
-        prompt: What to continue; empty = a document of the model's own.
-        max_new_tokens: Write at most so many.
-        temperature: Below 1 the likely tokens get likelier; 0 always takes the likeliest.
-        top_k: Draw from the likeliest tokens only; 0 = from all.
-        top_p: Draw from the fewest tokens that have this probability together.
-        seed: Of the draws.
-    """
-    from strata.evaluation import generate_steps
-
-    steps = generate_steps(
-        _load_model(run),
-        load_tokenizer(run),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    print(prompt, end="", flush=True)
-    written = 0
-    for step in steps:
-        print(step.text[written:], end="", flush=True)
-        written = len(step.text)
-    print()
-
-
 def ablate(
     corpus: Spec = "installed", seeds: tuple[int, ...] = (0, 1, 2), output: Path | None = None
 ) -> None:

@@ -1,11 +1,16 @@
 """How good the model is, how sure that is, and what it writes. Read in this order:
 
-`tasks` says what is asked, `sources` fetches its data, `items` reads it, `embedded` makes two tasks
-out of held-out documents, `scoring` asks the model, `suite` turns its answers into scores,
-`comparison` says how sure they are, `reference` holds what GPT-3 reached, `results` keeps and
-compares scores, `overlap` (by `ngrams`) finds what the training corpus holds of the questions, and
-`tables` writes it all out. `generation` lets the model write, and `samples` has it write while it
-trains.
+Asking: `tasks` says what is asked, `sources` fetches its data, `items` reads it, `embedded` makes
+two tasks out of held-out documents. `rows` lays requests out so that what they share is read once,
+`scoring` asks the model, `journal` keeps its answers as they come, and `suite` turns them into
+scores. `monitor` does so while a model trains, and `harness` lets lm-eval ask.
+
+Judging: `comparison` says how sure scores are, `reference` holds what GPT-3 reached, `results`
+keeps and compares them, `overlap` (by `ngrams`) finds what the training corpus holds of the
+questions, and `tables` writes it all out.
+
+Writing: `sampling` says which token comes next, `generation` lets the model write, and `samples`
+has it write while it trains.
 """
 
 from strata.evaluation.comparison import Difference, holm, paired_difference
@@ -13,8 +18,8 @@ from strata.evaluation.embedded import Item, cloze_items, continuation_items
 from strata.evaluation.generation import (
     GenerationStep,
     generate,
+    generate_batch,
     generate_steps,
-    next_token_probabilities,
 )
 from strata.evaluation.items import load_items
 from strata.evaluation.overlap import (
@@ -44,6 +49,7 @@ from strata.evaluation.results import (
     save_results,
 )
 from strata.evaluation.samples import SampleWriter
+from strata.evaluation.sampling import Sampling, SamplingOptions, next_token_probabilities
 from strata.evaluation.scoring import (
     bits_per_byte,
     score_continuations,
@@ -68,6 +74,8 @@ __all__ = [
     "Overlap",
     "Placement",
     "SampleWriter",
+    "Sampling",
+    "SamplingOptions",
     "Task",
     "TaskResult",
     "bits_per_byte",
@@ -83,6 +91,7 @@ __all__ = [
     "evaluation_folder",
     "find_overlap",
     "generate",
+    "generate_batch",
     "generate_steps",
     "gpt3_table",
     "holm",
