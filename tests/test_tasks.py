@@ -8,7 +8,8 @@ import re
 import pytest
 
 from strata.evaluation.embedded import cloze_items, continuation_items
-from strata.evaluation.tasks import EMBEDDED, TASKS, find_task, how_to_get, read_items, task_file
+from strata.evaluation.items import how_to_get, read_items, task_file
+from strata.evaluation.tasks import EMBEDDED, TASKS, find_task
 
 # One record a task in the format of its file, and the requests it has to become.
 RECORDS = {

@@ -1,9 +1,9 @@
 """How good the model is, how sure that is, and what it writes. Read in this order:
 
-`tasks` says what is asked, `embedded` makes two tasks out of held-out documents, `scoring` asks the
-model, `suite` turns its answers into scores, `comparison` says how sure they are, `results` keeps
-and compares them, `reference` holds what GPT-3 reached, and `generation` lets the model write, and
-`samples` has it write while it trains.
+`tasks` says what is asked, `items` reads it from files, `embedded` makes two tasks out of held-out
+documents, `scoring` asks the model, `suite` turns its answers into scores, `comparison` says how
+sure they are, `results` keeps and compares them, `reference` holds what GPT-3 reached, and
+`generation` lets the model write, and `samples` has it write while it trains.
 """
 
 from strata.evaluation.comparison import Difference, paired_difference
@@ -14,6 +14,7 @@ from strata.evaluation.generation import (
     generate_steps,
     next_token_probabilities,
 )
+from strata.evaluation.items import load_items
 from strata.evaluation.reference import (
     GPT3_RESULTS,
     GPT3_SIZES,
@@ -37,7 +38,7 @@ from strata.evaluation.scoring import (
     score_texts,
     unigram_bits_per_byte,
 )
-from strata.evaluation.suite import evaluate, load_items
+from strata.evaluation.suite import evaluate
 from strata.evaluation.tasks import TASKS, Task
 
 __all__ = [

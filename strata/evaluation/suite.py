@@ -2,7 +2,7 @@
 
     task → items → requests → log-likelihoods → the choice that each rule takes → score, interval
 
-`evaluate` is the chapter's main function; `load_items` says what a task asks.
+`evaluate` is the chapter's main function.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strata.evaluation.comparison import score_interval
-from strata.evaluation.embedded import Item, cloze_items, continuation_items
+from strata.evaluation.embedded import Item
+from strata.evaluation.items import how_to_get, load_items
 from strata.evaluation.results import ItemResult, TaskResult, columns
 from strata.evaluation.scoring import Answer, score_continuations, score_texts
-from strata.evaluation.tasks import EMBEDDED, find_task, how_to_get, read_items, task_file
+from strata.evaluation.tasks import EMBEDDED, find_task
 
 if TYPE_CHECKING:
     from strata.model import Transformer
     from strata.tokenizer import Tokenizer
 
-# The embedded tasks look at so many documents at most, and make so many items unless told.
+# The embedded tasks look at so many documents at most.
 MOST_DOCUMENTS = 5_000
-EMBEDDED_ITEMS = 500
 
 
 def evaluate(
@@ -95,30 +95,6 @@ def evaluate(
             items=scored,
         )
     return results
-
-
-def load_items(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    limit: int | None = None,
-    documents: Iterable[str] | None = None,
-    seed: int = 0,
-) -> list[Item] | None:
-    """A task's items, or None where its data is absent. Arguments and errors as `evaluate`'s."""
-    find_task(name)
-    if name not in EMBEDDED:
-        path = task_file(name, data_dir)
-        return None if path is None else read_items(name, path, limit)
-    if documents is None:
-        return None
-    make = cloze_items if name == "cloze" else continuation_items
-    items = make(documents, limit or EMBEDDED_ITEMS, seed)
-    if not items:
-        raise ValueError(
-            f"task {name!r}: the held-out documents are too few or too short to make an item of"
-        )
-    return items
 
 
 def _score_items(

@@ -1,4 +1,4 @@
-"""What a model is asked: every task as one entry of a table, and how its data is read.
+"""What a model is asked: every task as one entry of a table.
 
 A task is a file, a function that turns one record of it into an `Item`, and the rule by which
 items are scored. `TASKS` declares them all. The prompts are those of EleutherAI's
@@ -20,76 +20,22 @@ lm-evaluation-harness; the headline metric of a task is the one nearest to what 
 A result holds the other accuracies of its task beside the headline, so the harness' numbers are
 there too.
 
-The two tasks without a file are made from held-out documents by `embedded`. A folder with the files
-of the others is given as `data_dir`; a file may be plain JSON lines or gzip-compressed.
+The two tasks without a file are made from held-out documents by `embedded`; `items` reads the
+files of the others.
 """
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from strata.evaluation.embedded import Item
 
-
-class Record:
-    """One line of a task's file, whose fields are checked as they are read.
-
-    Raises:
-        ValueError: naming file and line, when a field is missing, has the wrong type, or is out of
-            range.
-    """
-
-    def __init__(self, line: str, place: str) -> None:
-        self.place = place
-        try:
-            self.fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not a JSON value: {error}") from None
-        if not isinstance(self.fields, dict):
-            raise ValueError(f"{place}: expected a JSON object, found {line[:60]!r}")
-
-    def text(self, name: str, allowed: tuple[str, ...] = ()) -> str:
-        value = self._field(name)
-        if not isinstance(value, str) or (allowed and value not in allowed):
-            raise self.unfit(name, value, " or ".join(map(repr, allowed)) or "a string")
-        return value
-
-    def texts(self, name: str, length: int = 0) -> list[str]:
-        """A list of strings: `length` of them, or at least two."""
-        value = self._field(name)
-        texts = value if isinstance(value, list) else []
-        if len(texts) != (length or max(2, len(texts))) or not all(
-            isinstance(text, str) for text in texts
-        ):
-            raise self.unfit(name, value, f"a list of {length or 'two or more'} strings")
-        return texts
-
-    def label(self, name: str, n_choices: int) -> int:
-        value = self._field(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n_choices:
-            raise self.unfit(name, value, f"an integer from 0 to {n_choices - 1}")
-        return value
-
-    def truth(self, name: str) -> bool:
-        value = self._field(name)
-        if not isinstance(value, bool):
-            raise self.unfit(name, value, "true or false")
-        return value
-
-    def _field(self, name: str) -> object:
-        if name not in self.fields:
-            found = ", ".join(self.fields) or "none"
-            raise ValueError(f"{self.place}: no field {name!r}; its fields are: {found}")
-        return self.fields[name]
-
-    def unfit(self, name: str, value: object, expected: str) -> ValueError:
-        return ValueError(f"{self.place}: field {name!r} is {value!r}, expected {expected}")
+if TYPE_CHECKING:
+    from strata.evaluation.items import Record
 
 
 def _choose(context: str, choices: list[str], label: int, unconditional: str = "") -> Item:
@@ -269,56 +215,3 @@ def find_task(name: str) -> Task:
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(TASKS)}"
         raise ValueError(f"unknown task {name!r}; {hint}")
     return TASKS[name]
-
-
-def task_file(name: str, data_dir: str | Path | None) -> Path | None:
-    """The file that holds a task's data, or None where it is absent.
-
-    Raises:
-        FileNotFoundError: `data_dir` is given and is no folder.
-    """
-    if not data_dir:
-        return None
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected the evaluation data there")
-    paths = [folder / f"{find_task(name).file}.jsonl{suffix}" for suffix in ("", ".gz")]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def how_to_get(name: str, data_dir: str | Path | None) -> str:
-    """One line that says why a task is skipped and what would bring it back."""
-    task = find_task(name)
-    if name in EMBEDDED:
-        return f"{name}: skipped; it is made from held-out documents, and none were given"
-    where = f"no such file in {data_dir}" if data_dir else "no data folder was given (data_dir)"
-    return (
-        f"{name}: skipped, {where}; put {task.source} there as {task.file}.jsonl or "
-        f"{task.file}.jsonl.gz, one JSON object a line"
-    )
-
-
-def read_items(name: str, path: Path, limit: int | None = None) -> list[Item]:
-    """The items of a task's file: all, or with a `limit` the first ones, of every group as many.
-
-    Raises:
-        ValueError: naming file and line, for a record that does not fit; naming the file, when
-            it holds no record.
-    """
-    read = find_task(name).read
-    if read is None:
-        raise ValueError(f"task {name!r} has no file; it is made from held-out documents")
-    groups: dict[str, list[Item]] = {}
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                item = read(Record(line, f"{path}, line {number}"))
-                groups.setdefault(item.group, []).append(item)
-    if not groups:
-        raise ValueError(f"{path}: no records; expected one JSON object a line")
-    ranked = ((turn, item) for items in groups.values() for turn, item in enumerate(items))
-    if not limit:
-        return [item for _, item in ranked]
-    # sorting is stable: the first of every group, then the second of every group, ...
-    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])][:limit]
