@@ -15,6 +15,7 @@ from strata.evaluation.generation import (
     next_token_probabilities,
 )
 from strata.evaluation.items import load_items
+from strata.evaluation.monitor import TaskMonitor
 from strata.evaluation.reference import (
     GPT3_RESULTS,
     GPT3_SIZES,
@@ -53,6 +54,7 @@ __all__ = [
     "Placement",
     "SampleWriter",
     "Task",
+    "TaskMonitor",
     "TaskResult",
     "bits_per_byte",
     "cloze_items",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ MOST_DOCUMENTS = 5_000
 def evaluate(
     model: Transformer,
     tokenizer: Tokenizer,
-    tasks: Iterable[str],
+    tasks: Iterable[str] | Mapping[str, Sequence[Item]],
     *,
     data_dir: str | Path | None = None,
     limit: int | None = None,
@@ -52,7 +52,7 @@ def evaluate(
     Args:
         model: scored on the device it is on.
         tokenizer: the one it was trained with.
-        tasks: names of `TASKS`.
+        tasks: names of `TASKS`; a mapping gives the items of each, so that none are made here.
         data_dir: folder with the files of the tasks that need some; None or "" = none.
         limit: items a task; None or 0 = all of a file, 500 of an embedded task.
         documents: held-out texts, of which the embedded tasks are made.
@@ -69,13 +69,16 @@ def evaluate(
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     for name in names:
         find_task(name)  # a misspelt one is found before any work is done
+    made: Mapping[str, Sequence[Item]] = tasks if isinstance(tasks, Mapping) else {}
     held_out: list[str] | None = None
     if documents is not None and any(name in EMBEDDED for name in names):
         held_out = list(islice(documents, MOST_DOCUMENTS))
 
     results = {}
     for name in names:
-        items = load_items(name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed)
+        items = made.get(name) or load_items(
+            name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed
+        )
         if items is None:
             print(how_to_get(name, data_dir), file=sys.stderr)
             continue
