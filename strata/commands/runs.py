@@ -47,7 +47,7 @@ def train(
         raise ValueError(f"--nproc {nproc} --restarts {restarts}: expected 0 or more of each")
     folder = _run_folder(preset, run_dir)
     from strata.data import absolute_spec
-    from strata.evaluation import SampleWriter
+    from strata.evaluation import SampleWriter, TaskMonitor
     from strata.training import launch_training
     from strata.training.signals import ignore_save_requests
 
@@ -55,7 +55,8 @@ def train(
     if preset:  # a run that is continued keeps what its configuration says
         config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
     finished = (folder / "summary.json").is_file()
-    steps = launch_training(config, folder, nproc, restarts, callbacks=[SampleWriter()])
+    callbacks = [SampleWriter(), TaskMonitor()]
+    steps = launch_training(config, folder, nproc, restarts, callbacks)
     if finished:
         _say(f"finished before, nothing to train: {folder}")
     else:

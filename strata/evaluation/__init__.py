@@ -22,6 +22,7 @@ from strata.evaluation.generation import (
     generate_steps,
 )
 from strata.evaluation.items import load_items
+from strata.evaluation.monitor import TaskMonitor
 from strata.evaluation.overlap import (
     Overlap,
     corpus_overlap,
@@ -77,6 +78,7 @@ __all__ = [
     "Sampling",
     "SamplingOptions",
     "Task",
+    "TaskMonitor",
     "TaskResult",
     "bits_per_byte",
     "chance_of",

@@ -11,20 +11,12 @@ from typing import Protocol
 
 from strata.config import Config
 from strata.evaluation.generation import generate
+from strata.evaluation.scoring import Processes
 from strata.model import Transformer
 from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
 
 _HEADING = "==== after step "
-
-
-class Processes(Protocol):
-    """Those that train together."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that writes."""
-        ...
 
 
 class Training(Protocol):

@@ -101,7 +101,7 @@ def evaluate(
             name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed, shots=shots
         )
         if items is None:
-            if processes is None or processes.rank == 0:
+            if processes is None or processes.first:
                 print(how_to_get(name, data_dir), file=sys.stderr)
             continue
         results[name] = score_items(
