@@ -355,7 +355,7 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),
         ("data tasks helaswag", 1, "did you mean 'hellaswag'"),
-        ("data overlap", 1, "name a run, or give --corpus and --output"),
+        ("data overlap", 1, "Name a run, or give --corpus and --output"),
         ("data overlap nowhere", 1, "nowhere/config.toml"),
         ("transfer push nowhere me@host:there", 1, "nowhere"),
         ("transfer status runs/x there", 1, "user@host:folder"),

@@ -16,6 +16,7 @@ from strata.evaluation import (
     comparison_table,
     gpt3_table,
     holm,
+    load_results,
     overall_score,
     place_overall,
     results_table,
@@ -193,6 +194,14 @@ def test_results_of_different_items_or_rules_are_not_compared():
             compare(first, {"piqa": result_of("piqa", [1, 0])})
         with pytest.raises(ValueError, match="scored by acc, the other by acc_norm"):
             compare(first, {"piqa": result_of("piqa", [1, 0, 1], metric="acc_norm")})
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"piqa": {}}', '{"piqa": 1}'])
+def test_a_file_that_holds_no_results_is_named(tmp_path, content):
+    path = tmp_path / "evaluation.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"evaluation\.json is not what strata evaluate writes"):
+        load_results(path)
 
 
 # --- several tasks ------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def data_overlap(
     from strata import evaluation
 
     if run is None and (output is None or not corpus):
-        raise ValueError("which corpus? name a run, or give --corpus and --output")
+        raise ValueError("overlap with what? Name a run, or give --corpus and --output")
     settings = Config() if run is None else Config.load(run / "config.toml")
     data = dataclasses.replace(settings.data, corpus=corpus) if corpus else settings.data
     overlap = evaluation.corpus_overlap(

@@ -41,8 +41,9 @@ from strata.tokenizer.scanner import (
     character_classes,
 )
 
-# A longer document is read in pieces of about so many bytes.
+# A longer document is read in pieces of about so many bytes, that end at white space.
 PIECE = 1 << 20
+_BLANK = re.compile(rb"\s")
 # FNV-1a's, for the bytes of a word; and the base of the polynomial over words, odd and random.
 _OFFSET, _PRIME = Word(0xCBF29CE484222325), Word(0x100000001B3)
 _BASE = Word(0xD1342543DE82EF95)
@@ -52,9 +53,6 @@ _BITS_PER_KEY = 24
 
 Words = NDArray[np.uint64]
 Indices = NDArray[np.int64]
-
-
-_BLANK = re.compile(rb"\s")
 
 
 class PlainWords:
@@ -138,8 +136,7 @@ class NGramFinder:
         data = text_bytes(document.lower())
         start = stop = 0
         while stop < len(data):
-            # a piece ends at white space, and the next begins as many words earlier as a window
-            # that lies in both needs
+            # the next piece begins as many words earlier as a window that lies in both needs
             blank = _BLANK.search(data, max(start + PIECE, stop + 1))
             stop = blank.start() if blank else len(data)
             words = PlainWords(data[start:stop])

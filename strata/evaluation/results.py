@@ -132,9 +132,15 @@ def load_results(path: str | Path) -> dict[str, TaskResult]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it holds no results.
     """
-    fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {name: TaskResult.from_dict(result) for name, result in fields.items()}
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {name: TaskResult.from_dict(result) for name, result in fields.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not what strata evaluate writes ({error}); evaluate anew"
+        ) from None
 
 
 def compare_results(
@@ -254,7 +260,7 @@ def compare_overall(
         differences.append((theirs - ours) * share)
         clusters.append(np.where(members < 0, -1, members + n_clusters))
         n_clusters += int(members.max(initial=-1)) + 1
-        means.append([centred(run[name].score, run[name].chance) for run in (first, second)])
+        means.append([centred(run[name].score, first[name].chance) for run in (first, second)])
     before, after = np.mean(means, axis=0)
     return Difference(
         first=float(before),

@@ -64,7 +64,7 @@ def results_table(
             row += [NOTHING, NOTHING]
         row.append(str(result.n_items))
         if overlap:
-            split = split_result(result, overlap.tasks.get(name), bootstrap_samples=1)
+            split = split_result(result, overlap.tasks.get(name))
             row.append(_percent(split.dirty_share) if split else NOTHING)
             row.append(_number(split.clean.score, result) if split and split.clean else NOTHING)
         rows.append(row)
