@@ -3,15 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from strata.commands import Run, load_tokenizer, open_corpus, print_table
 from strata.config import Config
-
-if TYPE_CHECKING:
-    from strata.model import Transformer
 
 Preset = Annotated[str, arg(help="A named configuration: " + ", ".join(Config.presets()) + ".")]
 Spec = Annotated[
@@ -127,45 +124,83 @@ def evaluate(
     run: Run,
     other: Positional[Path | None] = None,
     tasks: tuple[str, ...] = (),
+    shots: int = -1,
     limit: int = 0,
     data_dir: str = "",
 ) -> None:
-    """Score a run on its tasks, or compare two runs item by item.
+    """Score a run on its tasks, beside GPT-3, or compare two runs item by item.
 
-    Example: strata evaluate runs/nano --tasks cloze continuation --limit 200
+    Example: strata evaluate runs/nano --tasks cloze hellaswag --limit 200
 
     Compare: strata evaluate runs/nano runs/mine
+
+    On four GPUs: torchrun --nproc-per-node 4 -m strata.cli evaluate runs/small
+
+    What is interrupted goes on where it was when the same command is given again. A run that is
+    not finished is asked by its newest checkpoint.
 
     Args:
         other: The folder of a second run, to be compared with the first.
         tasks: Names of tasks; those of the run's configuration if none are given.
+        shots: Solved examples before each item; -1 = what the run's configuration says.
         limit: Items a task; 0 = what the run's configuration says.
-        data_dir: Folder with the data of the tasks that need a download.
+        data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
     """
-    settings = Config.load(run / "config.toml")
     from strata import evaluation
+    from strata.config import TrainingConfig
+    from strata.training import choose_runtime, load_trained
+    from strata.training.device import apply_runtime
+    from strata.training.distributed import join_processes, leave_processes
 
+    runtime = choose_runtime(TrainingConfig())
+    apply_runtime(runtime)
+    processes = join_processes(runtime)
+    folders = [run] if other is None else [run, other]
+    trained = [load_trained(folder, runtime) for folder in folders]
+    settings = Config.load(run / "config.toml")
     corpus = open_corpus(settings.data)
-    results, folders = [], [run] if other is None else [run, other]
-    for folder in folders:
-        found = evaluation.evaluate(
-            _load_model(folder),
-            load_tokenizer(folder),
-            tasks or settings.evaluation.tasks,
-            data_dir=data_dir or settings.evaluation.data_dir or None,
-            limit=limit or settings.evaluation.limit or None,
-            documents=corpus.documents("validation"),
-            batch_tokens=settings.evaluation.batch_tokens,
-            bootstrap_samples=settings.evaluation.bootstrap_samples,
-            confidence=settings.evaluation.confidence,
-        )
-        evaluation.save_results(found, folder / "evaluation.json")
+    asked = settings.evaluation
+    precision: dict[str, Any] = {
+        "bootstrap_samples": asked.bootstrap_samples,
+        "confidence": asked.confidence,
+    }
+    results = []
+    for folder, (model, weights, source) in zip(folders, trained, strict=True):
+        if source.is_dir() and processes.first:
+            print(f"{folder} is not finished: asking {source}", file=sys.stderr)
+        with runtime.autocast():
+            found = evaluation.evaluate(
+                model,
+                load_tokenizer(folder),
+                tasks or asked.tasks,
+                data_dir=data_dir or asked.data_dir or None,
+                shots=asked.shots if shots < 0 else shots,
+                limit=limit or asked.limit or None,
+                documents=corpus.documents("validation"),
+                batch_tokens=asked.batch_tokens,
+                journal=folder / "evaluation",
+                weights=weights,
+                processes=processes,
+                **precision,
+            )
         results.append(found)
-        print_table(folder.name, *evaluation.results_table(found))
+    leave_processes()
+    if not processes.first:
+        return
+    for folder, found in zip(folders, results, strict=True):
+        evaluation.save_results(found, folder / "evaluation.json")
+        overlap = folder / "overlap.json"
+        known = evaluation.load_overlap(overlap) if overlap.is_file() else None
+        print_table(str(folder), *evaluation.results_table(found, known, **precision))
+        header, rows = evaluation.gpt3_table(found, **precision)
+        if rows:
+            print_table("beside GPT-3", header, rows)
     if other is not None:
-        names = (run.name, other.name)
-        table = evaluation.comparison_table(results[0], results[1], names)
-        print_table("difference", *table)
+        names = (run.name, other.name) if run.name != other.name else (str(run), str(other))
+        table = evaluation.comparison_table(results[0], results[1], names, **precision)
+        print_table(f"{names[1]} against {names[0]}", *table)
+    if left_out := [name for name in tasks or asked.tasks if name not in results[0]]:
+        print(f"left out, their data is not here: {', '.join(left_out)}")
     for folder in folders:
         print(f"every item: {folder / 'evaluation.json'}")
 
@@ -296,16 +331,6 @@ def paper(run: Run, draft: bool = False) -> None:
         built = article.build_pdf(REPOSITORY / "paper", REPOSITORY / "build" / "paper")
     if built is not None:
         print(f"paper: {built}")
-
-
-def _load_model(run: Path) -> "Transformer":
-    """The model of a run, on the best device here, wherever it was trained."""
-    from strata.config import TrainingConfig
-    from strata.model import Transformer
-    from strata.training import choose_runtime
-
-    runtime = choose_runtime(TrainingConfig())
-    return Transformer.load(run).to(runtime.device).eval()
 
 
 def _say(text: str) -> None:

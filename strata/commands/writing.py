@@ -142,15 +142,12 @@ def _read_prompts(file: Path, tokenizer: "Tokenizer", context_length: int) -> li
 
 def _load_model(run: Path) -> "Transformer":
     """The model of a run on the best device here, in the type that suits it."""
-    import torch
-
     from strata.config import TrainingConfig
-    from strata.model import Transformer
-    from strata.training import choose_runtime
+    from strata.training import choose_runtime, load_trained
     from strata.training.device import apply_runtime
 
     runtime = choose_runtime(TrainingConfig())
     apply_runtime(runtime)
+    model = load_trained(run, runtime).model
     # one token at a time, a GPU mostly waits for the weights, and bfloat16 halves them
-    on_gpu = runtime.device.type == "cuda"
-    return Transformer.load(run).to(runtime.device, runtime.dtype if on_gpu else torch.float32)
+    return model.to(runtime.dtype) if runtime.device.type == "cuda" else model
