@@ -2,12 +2,13 @@
 
 A journal is a folder with a file of JSON lines for each task and process:
 
-    hellaswag.0.jsonl    {"asked": "9f2c…", "requests": 40168}
-                         {"request": 17, "log_likelihood": -31.2, "greedy": false, "n_tokens": 9}
+    hellaswag-9f2c41d0a7e3.0.jsonl
+        {"asked": "9f2c…", "requests": 40168}
+        {"request": 17, "log_likelihood": -31.2, "greedy": false, "n_tokens": 9}
 
-`asked` stands for all that the answers depend on: the weights, the arithmetic, and every request.
-Files that were asked something else are begun anew. A line that was cut off in the middle is
-ignored; its request is asked again.
+`asked`, of which the name has the beginning, stands for all that the answers depend on: the
+weights, the arithmetic, and every request. A line that was cut off in the middle is ignored; its
+request is asked again.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ class Journal:
             OSError: the folder cannot be made or read.
         """
         rank = processes.rank if processes else 0
-        self._path = folder / f"{task}.{rank}.jsonl"
+        stem = f"{task}-{asked[:12]}"
+        self._path = folder / f"{stem}.{rank}.jsonl"
         self._header = json.dumps({"asked": asked, "requests": n_requests}) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         self.known: dict[int, Answer] = {}
         own = False
-        for path in sorted(folder.glob(f"{task}.*.jsonl")):
+        for path in sorted(folder.glob(f"{stem}.*.jsonl")):
             fits, answers = self._read(path)
             self.known |= answers
             own |= fits and path == self._path

@@ -151,7 +151,9 @@ def answer_requests(
     rank, size = (processes.rank, processes.size) if processes else (0, 1)
     mine = batches[rank::size]
     total = sum(len(numbers) for rows in mine for numbers in rows)
-    with tqdm(total=total, desc=label, unit="req", disable=not progress or rank > 0) as bar:
+    with tqdm(
+        total=total, desc=label, unit="req", disable=not (progress and total) or rank > 0
+    ) as bar:
         for rows in mine:
             answers = _answer_batch(model, lay_out(requests, rows))
             yield answers
