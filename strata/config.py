@@ -176,6 +176,7 @@ _WITHOUT_EFFECT = (
     "training.validation_sequences",
     "training.measure_every",
     "training.sample_every",
+    "training.evaluate_every",
     "training.micro_batch_size",
     "training.device",
     "training.parallelism",

@@ -222,6 +222,8 @@ class TrainingConfig:
     measure_every: int = number(25, low=0)
     # Updates between text samples; 0 = only at the end.
     sample_every: int = number(0, low=0)
+    # Updates between scores on evaluation.training_tasks, the last one scored too; 0 = none.
+    evaluate_every: int = number(0, low=0)
     # Seed of initialisation, shuffling and sampling.
     seed: int = number(0, low=0)
     # Where to train; "auto" takes CUDA, then Apple's MPS, then the CPU.
@@ -266,12 +268,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What the finished model is asked, and how sure the answer has to be."""
+    """What the model is asked, in training and after it, and how sure the answer has to be."""
 
     # Names of tasks; see strata/evaluation/tasks.py.
     tasks: tuple[str, ...] = ("cloze", "continuation")
     # Items a task; 0 = all.
     limit: int = number(200, low=0)
+    # Solved examples that stand before each item (Brown et al., 2020, section 2); 0 = zero-shot.
+    shots: int = number(0, low=0)
+    # Names of tasks for training.evaluate_every.
+    training_tasks: tuple[str, ...] = ("cloze", "continuation")
+    # Items a task there; 0 = all.
+    training_limit: int = number(100, low=0)
     # Folder with the data of the tasks that need a download; "" = none.
     data_dir: str = ""
     # Tokens in one forward pass.

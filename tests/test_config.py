@@ -115,4 +115,5 @@ def test_the_hash_follows_what_determines_the_weights_and_nothing_else():
     assert config.hash() == Config.preset("nano").hash()
     assert config.hash() != config.override({"training.seed": 1}).hash()
     assert config.hash() == config.override({"training.checkpoint_every": 7}).hash()
+    assert config.hash() == config.override({"training.evaluate_every": 7}).hash()
     assert config.hash() == config.override({"evaluation.limit": 7}).hash()

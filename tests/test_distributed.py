@@ -19,7 +19,7 @@ import torch
 from two_processes import run_on_processes
 
 from strata.config import Config, TrainingConfig
-from strata.evaluation import SampleWriter
+from strata.evaluation import SampleWriter, TaskMonitor
 from strata.model import Transformer
 from strata.training import Trainer, launch_training
 from strata.training.logger import read_metrics
@@ -28,12 +28,12 @@ from strata.training.parallelism import choose_parallelism
 STEPS = 50
 
 TRAIN = """
-import json, sys
+import json, os, sys
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from strata import Config, Trainer
-from strata.evaluation import SampleWriter
+from strata.evaluation import SampleWriter, TaskMonitor
 from strata.training.guard import are_finite
 from strata.training.sharding import local
 from strata.training.step import train_step
@@ -53,7 +53,10 @@ config = Config.load(folder + "/config.toml")
 found = {{}}
 for kind in ("ddp", "fsdp"):
     mine = config.override({{"training.parallelism": kind}})
-    trainer = Trainer(mine, f"{{folder}}/{{kind}}", [SampleWriter("the", 20)], progress=False).fit()
+    tasks = folder + "/tasks-" + os.environ["RANK"]
+    callbacks = [SampleWriter("the", 20), TaskMonitor({{"letters": "The rat ate the toast."}})]
+    there = mine.override({{"evaluation.data_dir": tasks}})
+    trainer = Trainer(there, f"{{folder}}/{{kind}}", callbacks, progress=False).fit()
     again = Trainer(mine, f"{{folder}}/{{kind}}", progress=False)
     found[kind, "reason"] = trainer.runtime.reasons[-1]
     found[kind, "held"] = sum(local(p).numel() for p in again.model.parameters())
@@ -94,6 +97,8 @@ def everything(tiny_config: Config, **changes: object) -> Config:
             "training.validate_every": 25,
             "training.validation_sequences": 33,  # two passes on one of two processes, one there
             "training.sample_every": 40,
+            "training.evaluate_every": 20,
+            "evaluation.training_tasks": ["cloze", "copa"],
             "training.precision": "float32",
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
@@ -107,7 +112,12 @@ def runs(tiny_config, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     config = everything(tiny_config)
     config.save(folder / "config.toml")
-    Trainer(config, folder / "one", [SampleWriter("the", 20)], progress=False).fit()
+    callbacks = [SampleWriter("the", 20), TaskMonitor({"letters": "The rat ate the toast."})]
+    Trainer(config, folder / "one", callbacks, progress=False).fit()
+    for rank in (0, 1):  # the data of a task is there for one of two processes
+        (folder / f"tasks-{rank}").mkdir()
+    record = {"premise": "It was.", "question": "cause", "choice1": "A", "choice2": "B", "label": 0}
+    (folder / "tasks-0" / "copa_val.jsonl").write_text(json.dumps(record))
     run_on_processes(folder / "train.py", TRAIN.format(folder=str(folder)), 2)
     return folder
 
@@ -160,6 +170,21 @@ def test_validation_lines_and_samples_are_written_once(runs):
         text = (runs / kind / "samples.txt").read_text()
         assert re.findall(r"after step (\d+)", text) == ["40", "50"]
         assert text == (runs / "one" / "samples.txt").read_text()
+
+
+def test_scores_are_those_of_one_process_on_the_tasks_that_all_have(runs):
+    names = {"task/cloze", "task/cloze/low", "task/cloze/high", "bits_per_byte/letters"}
+    ours = [line for line in read_metrics(runs / "one") if "task/cloze" in line]
+    assert [line["step"] for line in ours] == [20, 40, 50]
+    for kind in ("ddp", "fsdp"):
+        theirs = [line for line in read_metrics(runs / kind) if "task/cloze" in line]
+        assert [line["step"] for line in theirs] == [20, 40, 50]
+        for one, other in zip(ours, theirs, strict=True):
+            assert {name for name in other if "/" in name} == names
+            assert other["task/cloze"] == pytest.approx(one["task/cloze"], abs=0.02)
+            assert other["bits_per_byte/letters"] == pytest.approx(
+                one["bits_per_byte/letters"], rel=1e-4
+            )
 
 
 def test_gradients_travel_once_an_update_however_many_micro_batches_it_has(runs):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from strata.commands import load_tokenizer, open_corpus
-from strata.config import DataConfig
+from strata.commands import load_tokenizer, open_corpus, print_table
+from strata.config import Config, DataConfig
 
 TokenizerPath = Annotated[Positional[Path], arg(help="A tokenizer's file, or the folder of a run.")]
 # A section of the configuration as options of their own, without a prefix for the whole.
@@ -162,3 +162,44 @@ def data_tasks(tasks: Positional[tuple[str, ...]] = (), folder: Path | None = No
     names = tasks or tuple(SOURCES)
     for name, path in zip(names, download_tasks(names, folder, progress=True), strict=True):
         print(f"{name:<14} {SOURCES[name].licence:<44} {path}")
+
+
+def data_overlap(
+    run: Annotated[Positional[Path | None], arg(help="The folder of a run.")] = None,
+    corpus: str = "",
+    tasks: tuple[str, ...] = (),
+    data_dir: str = "",
+    output: Path | None = None,
+) -> None:
+    """Find which questions of the evaluation tasks the training corpus holds parts of.
+
+    Example: strata data overlap runs/nano
+
+    Without a run: strata data overlap --corpus "files:texts/*.txt" --output overlap.json
+
+    Args:
+        corpus: Instead of the run's: "installed", files:GLOB or hub:OWNER/NAME:GLOB.
+        tasks: Names of tasks; all whose data is there if none are given.
+        data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
+        output: The file to write; RUN/overlap.json if it is not given.
+    """
+    import dataclasses
+
+    from strata import evaluation
+
+    if run is None and (output is None or not corpus):
+        raise ValueError("overlap with what? Name a run, or give --corpus and --output")
+    settings = Config() if run is None else Config.load(run / "config.toml")
+    data = dataclasses.replace(settings.data, corpus=corpus) if corpus else settings.data
+    overlap = evaluation.corpus_overlap(
+        open_corpus(data),
+        tasks,
+        data_dir=data_dir or settings.evaluation.data_dir or None,
+        limit=settings.evaluation.limit or None,
+        shots=settings.evaluation.shots,
+        progress=True,
+    )
+    print_table("in the training corpus", *evaluation.overlap_table(overlap))
+    path = output or Path(str(run)) / "overlap.json"
+    evaluation.save_overlap(overlap, path)
+    print(f"every item: {path}")

@@ -29,7 +29,7 @@ Integers = NDArray[np.int64]
 ROW_LENGTH = 512
 # Requests that share less than this part of their tokens are no family: read twice, the little that
 # they share lets them be packed more tightly.
-LEAST_SHARED = 0.25
+LEAST_SHARED = 0.1
 
 
 class Request(NamedTuple):

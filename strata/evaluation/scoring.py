@@ -100,7 +100,12 @@ def request_of(
 
 
 class Processes(Protocol):
-    """Those that score together."""
+    """Those that work together; `strata.training.distributed` has them."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and tells."""
+        ...
 
     @property
     def rank(self) -> int:

@@ -22,7 +22,7 @@ from strata.evaluation.comparison import score_interval
 from strata.evaluation.embedded import Item
 from strata.evaluation.items import how_to_get, load_items
 from strata.evaluation.journal import Journal, identity_of, write_answers
-from strata.evaluation.results import ItemResult, TaskResult, columns
+from strata.evaluation.results import ItemResult, TaskResult, chance_of, columns
 from strata.evaluation.rows import Request
 from strata.evaluation.scoring import (
     Answer,
@@ -101,7 +101,7 @@ def evaluate(
             name, data_dir=data_dir, limit=limit, documents=held_out, seed=seed, shots=shots
         )
         if items is None:
-            if processes is None or processes.rank == 0:
+            if processes is None or processes.first:
                 print(how_to_get(name, data_dir), file=sys.stderr)
             continue
         results[name] = score_items(
@@ -173,7 +173,7 @@ def score_items(
         confidence=confidence,
         n_items=len(scored),
         metric=task.metric,
-        chance=task.chance,
+        chance=task.chance if task.metric == "bits_per_byte" else chance_of(scored),
         higher_is_better=task.metric != "bits_per_byte",
         metrics=metrics,
         items=scored,

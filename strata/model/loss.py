@@ -21,6 +21,9 @@ IGNORED = -100
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30, "mps": 256 << 20}
 # Each chunk also adds to the gradient of the whole head; with fewer positions that would dominate.
 _LEAST_POSITIONS = 256
+# Positions and tokens of the vocabulary whose logits a CPU holds at once when it only scores: 2 MB
+# of float32 stay in its cache, through product, softcap, exponential and sum.
+_CPU_PIECE = 512, 1_024
 
 
 def chunk_length(vocab_size: int, device_type: str) -> int:
@@ -117,7 +120,7 @@ def _room(positions: int, weight: Tensor, dtype: torch.dtype) -> Room:
 
 def _logits(chunk: Tensor, head: Tensor, place: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The product (chunk, vocab) of (chunk, width) and the head, in memory that may be there."""
-    place = None if place is None else place[: len(chunk)]
+    place = None if place is None else place[: len(chunk), : len(head)]
     if head.dtype == dtype:
         return torch.mm(chunk, head.T, out=place)
     product = chunk @ head.T
@@ -172,7 +175,8 @@ def score_targets(
 ) -> tuple[Tensor, Tensor]:
     """Each target's negative log-likelihood, and whether it was the most likely token.
 
-    Logits are computed of the places that are asked about, of each once, and of no other.
+    Logits are computed of the places that are asked about, of each once, and of no other. The
+    softmax is made piece by piece over the vocabulary (Milakov and Gimelshein, 2018, algorithm 3).
 
     Args:
         hidden: (positions, width); weight: (vocab, width), the head.
@@ -191,19 +195,32 @@ def score_targets(
     if not len(targets):
         return nats, correct
     asked, of_asked = torch.unique_consecutive(places, return_inverse=True)
-    step = _even_chunk(len(asked), chunk_length(weight.shape[0], hidden.device.type))
+    vocabulary, kind = len(head), hidden.device.type
+    most = chunk_length(vocabulary, kind)
+    most, width = _CPU_PIECE if kind == "cpu" else (most, vocabulary)
+    step = _even_chunk(len(asked), most)
+    room = torch.empty(step, width, dtype=precise) if kind == "cpu" else None
     starts = torch.arange(0, len(asked) + step, step, device=hidden.device)
     cuts = torch.searchsorted(of_asked, starts).tolist()
-    room, _ = _room(min(step, len(asked)), weight, precise)
     for number, (first, last) in enumerate(pairwise(cuts)):
         start = number * step
-        logits = _logits(hidden[asked[start : start + step]].to(dtype), head, room, precise)
-        if cap:
-            logits.div_(cap).tanh_().mul_(cap)
+        chunk = hidden[asked[start : start + step]].to(dtype)
         row, wanted = of_asked[first:last] - start, targets[first:last]
-        best, choice = logits.max(dim=1)  # (chunk,)
-        chosen = logits[row, wanted]
-        sums = logits.sub_(best[:, None]).exp_().sum(dim=1)
+        # the largest logit so far, whose it is, and the sum of exponentials beside it
+        best = torch.full((len(chunk),), -math.inf, dtype=precise, device=hidden.device)
+        choice = torch.zeros_like(best, dtype=torch.long)
+        sums, chosen = torch.zeros_like(best), torch.zeros_like(wanted, dtype=precise)
+        for left in range(0, vocabulary, width):
+            logits = _logits(chunk, head[left : left + width], room, precise)
+            if cap:
+                logits.div_(cap).tanh_().mul_(cap)
+            inside = wanted - left
+            found = logits[row, inside.clamp(0, logits.shape[1] - 1)]
+            chosen = torch.where((inside >= 0) & (inside < logits.shape[1]), found, chosen)
+            largest, whose = logits.max(dim=1)
+            choice = torch.where(largest > best, whose + left, choice)
+            before, best = best, torch.maximum(best, largest)
+            sums = sums * (before - best).exp() + logits.sub_(best[:, None]).exp_().sum(dim=1)
         nats[first:last] = (sums.log() + best)[row] - chosen
         correct[first:last] = choice[row] == wanted
     return nats, correct

@@ -94,6 +94,22 @@ def make_masks(
     return Masks(whole, boolean_mask(time, past, device, reach, documents, tree))
 
 
+def row_masks(config: ModelConfig, positions: Tensor, keys: int) -> Masks:
+    """The masks of tokens that follow rows of unequal lengths in a cache, of `keys` places.
+
+    Args:
+        positions: (batch, time) of each token in its row.
+
+    Returns:
+        Boolean masks (batch, 1, time, keys), for all heads.
+    """
+    apart = positions[:, :, None] - torch.arange(keys, device=positions.device)
+    seen = apart >= 0  # (batch, time, keys)
+    reach = config.window_length
+    narrow = seen & (apart < reach) if 0 < reach < keys else seen
+    return Masks(seen[:, None], narrow[:, None])
+
+
 def boolean_mask(
     time: int,
     past: int,

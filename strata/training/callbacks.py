@@ -2,7 +2,8 @@
 
     trainer = Trainer(config, "runs/mine", callbacks=[LivePlot(), EarlyStopping(patience=5)])
 
-Any object with some of `Callback`'s methods will do. `strata.evaluation.SampleWriter` is another.
+Any object with some of `Callback`'s methods will do. `strata.evaluation` has two more:
+`SampleWriter` lets the model write, `TaskMonitor` scores it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,19 @@ class Callback:
     """
 
     on_every_process = False
+
+    def check(self, trainer: Trainer) -> None:
+        """Before anything is made, when a trainer has little but its configuration.
+
+        Raises:
+            ValueError: if that asks for what cannot be done.
+        """
+
+    def on_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """After every update, before its line is written, to which it may add numbers.
+
+        What depends on the clock belongs under `metrics["timing"]`.
+        """
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         """After every update."""

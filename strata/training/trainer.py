@@ -83,6 +83,7 @@ class Trainer:
         self.runtime: Runtime = choose_runtime(config.training, config.model)
         apply_runtime(self.runtime)
         self.processes = join_processes(self.runtime)
+        self._call("check")
         self.progress = progress and self.processes.first
         self.requests, self._writer = Requests(), OneWriter(self.run_dir)
         if self.processes.first:  # the others wait, and find the cache filled
@@ -219,6 +220,7 @@ class Trainer:
             if wrong := self.guard.judge(result.loss, result.metrics["gradient_norm"]):
                 self._go_back(wrong, log)
                 return None
+            self._call("on_metrics", result.metrics)
             if log is not None:
                 log.log(result.metrics)
             self._call("on_step", result)
