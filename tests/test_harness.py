@@ -435,6 +435,16 @@ def compare_unconditional(name, result, folder, lm):
         assert answered.prediction == int(np.argmax(given - alone))
 
 
+def test_they_agree_on_what_is_greedy(folder, model, tokenizer):
+    _, article = (item.requests[0][1] for item in load_items("wikitext2", data_dir=folder)[:2])
+    pairs = [(article[: 200 + 3 * i], article[200 + 3 * i : 212 + 3 * i]) for i in range(30)]
+    instances = [Instance("loglikelihood", {}, pair, 0) for pair in [*pairs, ("", "Zebra")]]
+    answers = StrataLM(model, tokenizer).loglikelihood(instances, disable_tqdm=True)
+    ordinary = Ordinary(model, tokenizer).loglikelihood(instances, disable_tqdm=True)
+    assert [greedy for _, greedy in answers] == [greedy for _, greedy in ordinary]
+    assert REAL_DATA or len({greedy for _, greedy in answers}) == 2  # learnt by heart, and not
+
+
 class Drawn:
     """A sampler for lm-eval that hands out, item by item, the examples that Strata drew."""
 

@@ -9,9 +9,9 @@ lm-evaluation-harness; the headline metric of a task is the one nearest to what 
   their last part (WinoGrande, Winograd: partial scoring after Trinh and Le 2018: the candidates
   stand in the context, and the probability of what follows them is compared), where they are one
   word (BoolQ), for whole sentences of equal length (BLiMP), and for COPA as in the harness.
-- ``acc_norm``: the same after dividing the log-likelihood by the continuation's bytes. GPT-3
-  divides by tokens; bytes say the same and do not depend on the tokenizer. HellaSwag, PIQA,
-  `continuation`. (The harness' ``acc_norm`` divides by characters: the same for ASCII.)
+- ``acc_norm``: the same after dividing the log-likelihood by the continuation's characters, as the
+  harness does. HellaSwag, PIQA, `continuation`. ``acc_bytes`` divides by its bytes and
+  ``acc_per_token`` by its tokens, as GPT-3 does.
 - ``acc_unconditional``: the log-likelihood minus that of the same continuation after "Answer:"
   alone, as GPT-3 does for ARC and OpenBookQA.
 - ``acc_greedy``: whether every token of the target is the model's first choice. LAMBADA, `cloze`.
