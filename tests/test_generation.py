@@ -14,7 +14,8 @@ from strata.evaluation import (
     generate_steps,
     next_token_probabilities,
 )
-from strata.evaluation.sampling import FIRST_LOOK, draw, penalize, sample
+from strata.evaluation.decoding import CompiledStep
+from strata.evaluation.sampling import draw, penalize, sample
 
 TOKENIZER = ByteTokenizer()
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
@@ -80,15 +81,16 @@ def slow_nucleus(probabilities, top_p):
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
-def test_a_nucleus_is_the_same_whether_a_part_or_all_is_sorted(spread):
+def test_a_nucleus_is_by_its_definition_whether_a_part_or_all_is_sorted(spread):
     generator = torch.Generator().manual_seed(0)
-    logits = spread * torch.randn(3, 4 * FIRST_LOOK, generator=generator, dtype=torch.float64)
+    logits = spread * torch.randn(3, 4_096, generator=generator, dtype=torch.float64)
     found = next_token_probabilities(logits, top_p=0.9)
     for row in range(3):
         wanted = slow_nucleus(logits[row].softmax(0).tolist(), 0.9)
         assert set(found[row].nonzero()[:, 0].tolist()) == wanted
         # and a row does not depend on the others
-        assert torch.equal(next_token_probabilities(logits[row], top_p=0.9), found[row])
+        alone = next_token_probabilities(logits[row : row + 1], top_p=0.9)[0]
+        assert torch.equal(alone, found[row])
 
 
 def test_draws_follow_the_distribution_and_never_leave_it():
@@ -259,7 +261,48 @@ def uncached_probabilities(model, tokens):
     return logits.softmax(0)
 
 
+@pytest.fixture(params=["compiled", "plain"])
+def stepping(request, monkeypatch):
+    """Steps in machine code, and steps of the model's own forward pass, as on a GPU."""
+    if request.param == "plain":
+        monkeypatch.setattr(CompiledStep, "fits", lambda model: False)
+
+
 @EVERY
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_a_compiled_step_equals_the_models_own(config, rows, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # which share the rows from 8 on
+    model, longest = random_model(config), 12
+    lengths = [longest - row for row in range(rows)]
+    tokens = torch.randint(0, 256, (rows, longest), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        caches = [model.new_cache(rows, longest + 8) for _ in range(2)]
+        for cache in caches:
+            model(tokens, cache=cache, last_only=True, lengths=lengths)
+        step = CompiledStep(model)
+        for column in range(8):
+            token = tokens[:, column : column + 1]
+            wanted = model(token, cache=caches[0])[:, 0]
+            found = step(token[:, 0].tolist(), caches[1])
+            assert torch.allclose(found, wanted, atol=1e-5)
+        for row, length in enumerate(caches[0].lengths):
+            held = [cache.keys[:, row, :, :length] for cache in caches]
+            assert torch.allclose(*held, atol=1e-5)
+        with pytest.raises(ValueError, match="full"):
+            step([0] * rows, caches[1])
+
+
+def test_only_whole_float32_models_in_memory_take_compiled_steps():
+    model = random_model(STRATA)
+    assert CompiledStep.fits(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not CompiledStep.fits(model)
+    assert not CompiledStep.fits(BigramModel.uniform())
+    assert not CompiledStep.fits(model.to(torch.bfloat16))
+
+
+@EVERY
+@pytest.mark.usefixtures("stepping")
 def test_generation_equals_reading_everything_anew_at_every_step(config):
     model = random_model(config)
     for prompt in PROMPTS:
@@ -296,6 +339,7 @@ def test_the_cache_equals_reading_anew_in_rows_of_unequal_lengths(config):
 
 @EVERY
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.usefixtures("stepping")
 def test_real_prompts_of_unequal_lengths_are_continued_as_if_alone(config, temperature):
     # beyond the context of 24, and through document ends
     model, tokenizer = random_model(config), Tokenizer300()

@@ -3,8 +3,8 @@
 `tasks` says what is asked, `items` reads it from files, `embedded` makes two tasks out of held-out
 documents, `scoring` asks the model, `suite` turns its answers into scores, `comparison` says how
 sure they are, `results` keeps and compares them, and `reference` holds what GPT-3 reached. Then
-`sampling` says which token comes next, `generation` lets the model write, and `samples` has it
-write while it trains.
+`sampling` says which token comes next, `generation` lets the model write, `decoding` makes its
+steps fast on a CPU, and `samples` has it write while it trains.
 """
 
 from strata.evaluation.comparison import Difference, paired_difference

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from strata.evaluation.decoding import CompiledStep
 from strata.evaluation.sampling import Sampling, SamplingOptions, penalize, sample
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def _write(
             len(rows), min(longest + max_new_tokens - 1, model.config.context_length)
         )
         logits = _read_prompts(model, cache, rows)  # (rows, vocab)
+        step = CompiledStep(model) if CompiledStep.fits(model) else None
     for count in range(1, max_new_tokens + 1):
         with torch.inference_mode():
             logits[:, reserved] = -torch.inf
@@ -257,7 +259,7 @@ def _write(
                 cache.drop(place)
                 rows[place] = rows[-1]
                 rows = rows[:-1]
-            logits = _read_last(model, cache, rows)
+            logits = _read_last(model, step, cache, rows)
 
 
 def _read_prompts(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]) -> Tensor:
@@ -271,7 +273,9 @@ def _read_prompts(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]
     return logits[:, -1]
 
 
-def _read_last(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]) -> Tensor:
+def _read_last(
+    model: Transformer, step: CompiledStep | None, cache: KeyValueCache, rows: Sequence[_Row]
+) -> Tensor:
     """Read each row's last token; the logits (rows, vocab) of what follows it."""
     for place, row in enumerate(rows):
         if cache.lengths[place] == cache.capacity:
@@ -282,6 +286,8 @@ def _read_last(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]) -
                 past = torch.tensor([row.tokens[:-1]], device=model.device)
                 model(past, cache=anew, last_only=True)
             cache.lengths[place] = anew.length
+    if step is not None:
+        return step([row.tokens[-1] for row in rows], cache)
     tokens = torch.tensor([row.tokens[-1:] for row in rows], device=model.device)  # (rows, 1)
     logits: Tensor = model(tokens, cache=cache, last_only=True)
     return logits[:, -1]
