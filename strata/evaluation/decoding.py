@@ -175,7 +175,8 @@ def _product(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    first, second = np.split(x, 2, axis=-1)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
