@@ -336,7 +336,7 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("train --run-dir nowhere", 1, "nowhere"),
         ("train", 1, "--run-dir"),
         ("train nowhere.toml --run-dir x", 1, "nowhere.toml"),
-        ("evaluate nowhere", 1, "nowhere/config.toml"),
+        ("evaluate nowhere", 1, "nowhere: no run is there"),
         ("generate", 2, "RUN"),
         ("tune nano", 1, "nothing to search"),
         ("tune --trials 3 nano", 1, "preset comes first: strata tune nano"),

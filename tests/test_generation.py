@@ -14,7 +14,7 @@ from strata.evaluation import (
     generate_steps,
     next_token_probabilities,
 )
-from strata.evaluation.sampling import FIRST_LOOK, draw, penalize, sample
+from strata.evaluation.sampling import draw, penalize, sample
 
 TOKENIZER = ByteTokenizer()
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
@@ -80,15 +80,16 @@ def slow_nucleus(probabilities, top_p):
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
-def test_a_nucleus_is_the_same_whether_a_part_or_all_is_sorted(spread):
+def test_a_nucleus_is_by_its_definition_whether_a_part_or_all_is_sorted(spread):
     generator = torch.Generator().manual_seed(0)
-    logits = spread * torch.randn(3, 4 * FIRST_LOOK, generator=generator, dtype=torch.float64)
+    logits = spread * torch.randn(3, 4_096, generator=generator, dtype=torch.float64)
     found = next_token_probabilities(logits, top_p=0.9)
     for row in range(3):
         wanted = slow_nucleus(logits[row].softmax(0).tolist(), 0.9)
         assert set(found[row].nonzero()[:, 0].tolist()) == wanted
         # and a row does not depend on the others
-        assert torch.equal(next_token_probabilities(logits[row], top_p=0.9), found[row])
+        alone = next_token_probabilities(logits[row : row + 1], top_p=0.9)[0]
+        assert torch.equal(alone, found[row])
 
 
 def test_draws_follow_the_distribution_and_never_leave_it():
@@ -227,7 +228,8 @@ def test_a_row_that_has_ended_is_read_no_more():
     model_class = type("Counting", (), {"__call__": lambda self, tokens, **k: (
         rows.append(len(tokens)), call(tokens, **k))[1],
         "__getattr__": lambda self, name: getattr(model, name)})  # fmt: skip
-    texts = generate_batch(model_class(), TOKENIZER, ["abcdefgh", "abc", "a"], temperature=0.0)
+    prompts = ["abcdefgh", "abc", "a"]
+    texts = generate_batch(model_class(), TOKENIZER, prompts, max_new_tokens=16, temperature=0.0)
     assert texts == ["ij", "defghij", "bcdefghij"]
     assert rows == [3, 3, 3, 2, 2, 2, 2, 2, 1, 1]
 
@@ -257,6 +259,20 @@ def uncached_probabilities(model, tokens):
         logits = model(torch.tensor([tokens]))[0, -1]
     logits[257:] = -torch.inf
     return logits.softmax(0)
+
+
+@EVERY
+def test_the_model_laid_out_for_few_rows_is_the_same_model(config):
+    model = random_model(config)
+    before = [weight.stride() for weight in model.parameters()]
+    twin = model.for_few_rows()
+    tokens = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.allclose(twin(tokens), model(tokens), atol=1e-5)
+    assert [weight.stride() for weight in model.parameters()] == before
+    for name, weight in twin.named_parameters():
+        assert weight.dim() != 2 or weight.t().is_contiguous(), name
+    assert (twin.head_weight is twin.embedding.weight) == config.tie_embeddings
 
 
 @EVERY

@@ -22,9 +22,9 @@ import yaml
 
 lm_eval = pytest.importorskip("lm_eval")
 
+from harness_tasks import TASK_FILES, asked_by_harness, harness_tasks, write_lines  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import TemplateLM  # noqa: E402
-from lm_eval.evaluator import evaluate as evaluate_by_harness  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 
@@ -39,22 +39,6 @@ from strata.tokenizer import Tokenizer  # noqa: E402
 REAL_DATA = os.environ.get("STRATA_EVAL_DATA", "")
 LIMIT = int(os.environ.get("STRATA_EVAL_LIMIT", "100"))
 SHOTS = 2
-
-# lm-eval's file of each task.
-TASK_FILES = {
-    "lambada": "lambada/lambada_openai.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "boolq": "super_glue/boolq/default.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-    "copa": "super_glue/copa/default.yaml",
-    "winograd": "wsc273/default.yaml",
-    "blimp": "blimp/{uid}.yaml",
-    "wikitext2": "wikitext/wikitext.yaml",
-}
 
 # --- items written for this file, in Strata's layout; the last two are the solved examples -------
 
@@ -193,84 +177,6 @@ def first_records(name):
             limit = min(LIMIT, 3) if name == "wikitext2" else LIMIT
             records = records[: min(limit, len(records) - SHOTS) + SHOTS]
     return records[:-SHOTS], records[-SHOTS:]
-
-
-# --- the hub's layout ----------------------------------------------------------------------------
-
-
-def to_hub(name, record):
-    """A record of Strata's layout as lm-eval's task expects it from the hub."""
-    if name == "hellaswag":
-        activity, _, rest = record["query"].partition(": ")
-        return {"activity_label": activity, "ctx_a": rest, "ctx_b": "",
-                "endings": record["choices"], "label": str(record["label"])}  # fmt: skip
-    if name in ("arc_easy", "arc_challenge", "openbookqa"):
-        letters = list("ABCDE"[: len(record["choices"])])
-        return {
-            "question_stem" if name == "openbookqa" else "question": record["question"],
-            "choices": {"text": record["choices"], "label": letters},
-            "answerKey": letters[record["label"]],
-        }
-    if name == "boolq":
-        return {**record, "label": int(record["answer"])}
-    if name == "winograd":
-        first, second = record["context_options"]
-        same = 0
-        while first[: same + 1] == second[: same + 1]:
-            same += 1
-        before = first[: first.rfind(" ", 0, same) + 1]
-        after = record["continuation"]
-        return {
-            "text": before + "she" + (" " if after[:1].isalnum() else "") + after,
-            "pronoun": "she",
-            "pronoun_loc": len(before),
-            "options": [first[len(before) :], second[len(before) :]],
-            "label": record["gold"],
-        }
-    if name == "wikitext2":
-        return {"page": record["text"]}
-    return record
-
-
-def write_lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
-def harness_tasks(name, folder):
-    """lm-eval's own tasks, with the files in `folder` in the place of the hub's; most have one."""
-    asked, solved = first_records(name)
-    root = Path(lm_eval.__file__).parent / "tasks"
-    paths = []
-    for uid in dict.fromkeys(record.get("uid", "") for record in asked):
-        mine = [record for record in asked if record.get("uid", "") == uid]
-        data, train = folder / f"{name}{uid}.jsonl", folder / f"{name}{uid}-train.jsonl"
-        write_lines(data, [to_hub(name, record) for record in mine])
-        write_lines(train, [to_hub(name, record) for record in solved])
-        files = {"train": str(train), "validation": str(data), "test": str(data)}
-        if name == "blimp":  # the hub has its pairs under this name
-            files = {"train": str(data)}
-        own = root / TASK_FILES[name].format(uid=uid)
-        changed = {
-            "include": str(own),
-            "task": f"{name}{uid}",
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
-        }
-        paths.append(folder / f"{name}{uid}.yaml")
-        paths[-1].write_text(yaml.safe_dump(changed))
-    return TaskManager(include_defaults=False).load([str(path) for path in paths])
-
-
-def asked_by_harness(lm, tasks):
-    """lm-eval's scores by task, and its items in their order, each with the metrics it got."""
-    found = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
-    scores = {
-        task: {metric.removesuffix(",none"): value for metric, value in row.items()}
-        for task, row in found["results"].items()
-    }
-    samples = [sample for task in tasks["tasks"] for sample in found["samples"][task]]
-    return scores, samples
 
 
 def nats_of(sample):
@@ -412,7 +318,7 @@ def compare(name, result, scores, samples):
 def test_strata_and_lm_eval_agree_on_every_item(name, folder, model, tokenizer, tmp_path):
     if first_records(name) is None:
         pytest.skip(f"no {TASKS[name].file} in {REAL_DATA}")
-    tasks = harness_tasks(name, tmp_path)
+    tasks = harness_tasks(name, tmp_path, *first_records(name))
     result = evaluate(model, tokenizer, [name], data_dir=folder, progress=False)[name]
     for lm in (Ordinary(model, tokenizer), StrataLM(model, tokenizer)):
         scores, samples = asked_by_harness(lm, tasks)
@@ -466,7 +372,7 @@ FEW_SHOT = [name for name in TASK_FILES if name not in (*ZERO_SHOT_ONLY, "lambad
 def test_they_agree_with_solved_examples_before_the_items(name, folder, model, tokenizer, tmp_path):
     if first_records(name) is None:
         pytest.skip(f"no {TASKS[name].file} in {REAL_DATA}")
-    tasks = harness_tasks(name, tmp_path)
+    tasks = harness_tasks(name, tmp_path, *first_records(name))
     (task,) = tasks["tasks"].values()
     documents = task.dataset["train"]
     if task.config.process_docs is not None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from strata.model import KeyValueCache, Transformer
     from strata.tokenizer import Tokenizer
 
+# To lay out the weights for steps costs as much as some steps gain by it.
+FEW_TOKENS = 16
+
 
 class GenerationStep(NamedTuple):
     """One token more.
@@ -230,6 +233,8 @@ def _write(
             len(rows), min(longest + max_new_tokens - 1, model.config.context_length)
         )
         logits = _read_prompts(model, cache, rows)  # (rows, vocab)
+        if max_new_tokens > FEW_TOKENS:
+            model = model.for_few_rows()
     for count in range(1, max_new_tokens + 1):
         with torch.inference_mode():
             logits[:, reserved] = -torch.inf
