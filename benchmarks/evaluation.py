@@ -213,9 +213,7 @@ def measure(
             for item, sample in zip(own.items, samples, strict=True)
             for nats, answer in zip(item.log_likelihoods, sample["filtered_resps"], strict=True)
         )
-        rate = {
-            who: len(records) / sorted(times)[len(times) // 2] for who, times in seconds.items()
-        }
+        rate = {who: len(records) / statistics.median(times) for who, times in seconds.items()}
         rows.append(
             [TASKS[name].title, len(records), label, rate[label], rate["strata"],
              ratio(seconds, "strata", label), differing, difference]
