@@ -21,7 +21,7 @@ from typing import Any
 from tyro.conf import DisallowNone, PositionalMetavarFromFieldName
 from tyro.extras import SubcommandApp
 
-from strata.commands import machines, runs, text
+from strata.commands import machines, runs, text, writing
 from strata.config import Config, DataConfig
 
 Call = Callable[[], None]
@@ -34,7 +34,7 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.train,
     runs.runs,
     runs.evaluate,
-    runs.generate,
+    writing.generate,
     runs.ablate,
     runs.tune,
 )
@@ -45,7 +45,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         text.tokenizer_export,
         text.tokenizer_import,
     ),
-    "data": (text.data_prepare,),
+    "data": (text.data_prepare, text.data_tasks, text.data_overlap),
     "transfer": (
         machines.transfer_push,
         machines.transfer_run,
@@ -55,7 +55,7 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 _ABOUT = {
     "tokenizer": "Train, use, export and import tokenizers.",
-    "data": "Prepare a corpus for training.",
+    "data": "Prepare a corpus, fetch evaluation tasks, and find what one holds of the others.",
     "transfer": "Train on another machine.",
 }
 

@@ -6,6 +6,7 @@
     cache_dir()/vocabularies/                                 vocabularies as others published them
     cache_dir()/shards/<corpus>-<tokenizer>-<split>/          token shards and their manifest, and
                                                               plans of packed rows (best-fit-…)
+    cache_dir()/evaluation/<task's file>.jsonl                the data of evaluation tasks
     cache_dir()/kernels/<hash>/                               the tokenizer's machine code, where
                                                               it cannot lie beside its source
 

@@ -49,20 +49,39 @@ class BigramModel:
             table[before, after] = likely
         return cls(table, **kwargs)
 
-    def score(self, tokens, targets):
-        assert tokens.shape[1] <= self.config.context_length
+    def score_branches(self, tokens, tree, places, targets):
+        assert int(tree.depths.max()) < self.config.context_length
         self.rows.append(tuple(tokens.shape))
-        scored = targets != -100
-        logits = self.logits[tokens]
-        nats = -logits.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-        return (nats * scored).float(), (logits.argmax(-1) == targets) & scored
+        logits = self.logits[tokens.flatten()[places]]
+        nats = -logits.gather(1, targets[:, None])[:, 0]
+        return nats.float(), logits.argmax(-1) == targets
 
-    def new_cache(self, batch_size):
-        return SimpleNamespace(length=0)
+    def new_cache(self, batch_size, capacity=0):
+        return BigramCache(batch_size, capacity or self.config.context_length)
 
-    def __call__(self, tokens, cache=None, last_only=False):
+    def __call__(self, tokens, cache=None, last_only=False, lengths=None):
         self.passes.append(tokens.shape[1])
-        cache.length += tokens.shape[1]
-        assert cache.length <= self.config.context_length
-        logits = self.logits[tokens].float()
-        return logits[:, -1:] if last_only else logits
+        cache.lengths = lengths or [length + tokens.shape[1] for length in cache.lengths]
+        assert max(cache.lengths) <= cache.capacity <= self.config.context_length
+        if last_only:
+            last = torch.tensor(lengths or [tokens.shape[1]] * len(tokens)) - 1
+            tokens = tokens.gather(1, last[:, None])
+        return self.logits[tokens].float()
+
+
+class BigramCache:
+    """How much has been read, in as many rows; there is nothing else to remember."""
+
+    def __init__(self, batch_size, capacity):
+        self.lengths, self.capacity = [0] * batch_size, capacity
+
+    @property
+    def length(self):
+        return max(self.lengths)
+
+    def row(self, index):
+        return BigramCache(1, self.capacity)
+
+    def drop(self, index):
+        self.lengths[index] = self.lengths[-1]
+        self.lengths.pop()

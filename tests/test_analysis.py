@@ -9,7 +9,6 @@ from strata.ablations.analysis import (
     compare,
     compute_multiplier,
     cost_to_reach,
-    holm,
     mean_interval,
 )
 
@@ -51,18 +50,6 @@ def test_a_mean_of_nothing_or_of_nan_is_refused(values):
 def test_confidence_outside_zero_to_one_is_refused():
     with pytest.raises(ValueError, match="confidence"):
         mean_interval([1.0, 2.0], 95)
-
-
-def test_holm_by_hand():
-    # Sorted: 0.01·4, 0.02·3, 0.03·2, 0.04·1 = 0.04, 0.06, 0.06, 0.04, and never decreasing.
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]).shape == (0,)
-
-
-def test_holm_refuses_what_is_no_probability():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        holm([0.2, 1.2])
 
 
 def test_the_comparison_is_the_paired_test_of_scipy():

@@ -1,9 +1,12 @@
 """Every command, run for real on a model of seconds; and what is said when one cannot be run."""
 
 import functools
+import io
 import json
+import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,16 @@ from strata import cli
 from strata.ablations import Suite, run_suite
 from strata.ablations.variants import GPT3, STRATA
 from strata.config import Config
+from strata.data import Corpus
+from strata.evaluation import load_overlap, load_results
+from strata.evaluation.overlap import split_result
 from strata.tokenizer import Tokenizer
 
 COMMANDS = [
     "workbook", "paper", "doctor", "drill", "train", "runs", "evaluate", "generate",
     "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
-    "data prepare",
+    "data prepare", "data tasks", "data overlap",
     "transfer push", "transfer run", "transfer status", "transfer pull",
 ]  # fmt: skip
 
@@ -97,11 +103,77 @@ def test_generating_continues_the_prompt_and_repeats_for_a_seed(
     run: Path, capsys: Captured
 ) -> None:
     texts = []
-    for seed in ("1", "1"):
-        assert strata("generate", run, "The ", "--max-new-tokens", "8", "--seed", seed) == 0
+    for seed in ("1", "1", "2"):
+        options = ["--max-new-tokens", "40", "--seed", seed, "--min-p", "1e-4", "--stop", "zz"]
+        assert strata("generate", run, "The ", *options, "--stop", "qq") == 0
         texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("The ")
+
+
+def test_generating_from_a_file_continues_every_line(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    options = ["--max-new-tokens", "8", "--repetition-penalty", "1.2", "--top-k", "40"]
+    alone = []
+    for prompt in ("The ", "Other words"):
+        assert strata("generate", run, prompt, *options) == 0
+        alone.append(capsys.readouterr().out.removesuffix("\n"))
+    file = tmp_path / "prompts.txt"
+    file.write_text("The \r\n\nOther words\n", newline="")
+    assert strata("generate", run, "--file", file, *options) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"==== 1 ====\n{alone[0]}\n\n==== 2 ====\n{alone[1]}\n\n"
+
+
+def test_generating_without_a_prompt_continues_the_lines_of_the_input(
+    run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("The \n\nThe"))
+    assert strata("generate", run, "--max-new-tokens", "8", "--temperature", "0") == 0
+    lines = capsys.readouterr().out.split("The")
+    assert len(lines) >= 3
+    assert strata("generate", run, "--unprompted", "--max-new-tokens", "8") == 0
+    long = "word " * 40
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"The\n{long}\n"))
+    assert strata("generate", run, "--max-new-tokens", "2") == 1
+    assert "context holds 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([""], "prompt is empty"),
+        (["word " * 40], "context holds 32"),
+        (["a", "--unprompted"], "but one alone"),
+        (["a", "--top-p", "0"], "top_p = 0.0"),
+        (["--file", "long.txt"], "long.txt, line 2: the prompt has"),
+        (["--file", "blank.txt"], "blank.txt: no prompt in it"),
+        (["--file", "bytes.txt"], "bytes.txt: expected text in UTF-8"),
+        (["--file", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_continued_is_told(
+    run: Path, arguments: list[str], told: str, capsys: Captured,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("long.txt").write_text("a\n" + "word " * 40)
+    Path("blank.txt").write_text(" \n\n")
+    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    assert strata("generate", run, *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert told in captured.err
+
+
+def test_a_run_without_final_weights_says_how_to_get_them(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    shutil.copytree(run, tmp_path / "cut", ignore=shutil.ignore_patterns("model.safetensors"))
+    assert strata("generate", tmp_path / "cut", "The") == 1
+    assert f"strata train --run-dir {tmp_path / 'cut'} goes on" in capsys.readouterr().err
 
 
 def test_evaluating_two_runs_tells_the_difference_and_keeps_every_item(
@@ -158,6 +230,30 @@ def test_preparing_data_says_how_much_there_is_and_where(
     shown = capsys.readouterr().out
     assert "train" in shown
     assert "cache" in shown
+
+
+def test_an_overlap_is_kept_with_the_run_and_knows_the_items_of_its_scores(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert strata("data", "overlap", run, "--tasks", "cloze", "continuation") == 0
+    assert str(run / "overlap.json") in capsys.readouterr().out
+    found = load_overlap(run / "overlap.json")
+    assert found.n_documents > 0
+    assert strata("evaluate", run, "--tasks", "cloze") == 0
+    (result,) = load_results(run / "evaluation.json").values()
+    assert split_result(result, found.tasks["cloze"]) is not None
+    # the corpus itself as the sets' data: all of it is dirty
+    corpus = Config.load(run / "config.toml").data.corpus
+    lines = tmp_path / "lambada_openai_test.jsonl"
+    opened = Corpus.open(corpus)
+    texts = [document[:400] for document in islice(opened.documents("train"), 20)]
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = ["--corpus", corpus, "--output", tmp_path / "found.json"]
+    told = ["--tasks", "lambada", "--data-dir", tmp_path]
+    assert strata("data", "overlap", *options, *told) == 0
+    assert load_overlap(tmp_path / "found.json").tasks["lambada"].dirty_share == 1.0
+    assert strata("data", "overlap", run, "--tasks", "piqa", "--data-dir", tmp_path) == 1
+    assert "piqa" in capsys.readouterr().err
 
 
 def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
@@ -258,6 +354,9 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("tokenizer import nowhere.json", 2, "--format"),
         ("tokenizer", 2, "export"),
         ("data prepare --corpus files:nowhere/*.txt", 1, "nowhere"),
+        ("data tasks helaswag", 1, "did you mean 'hellaswag'"),
+        ("data overlap", 1, "Name a run, or give --corpus and --output"),
+        ("data overlap nowhere", 1, "nowhere/config.toml"),
         ("transfer push nowhere me@host:there", 1, "nowhere"),
         ("transfer status runs/x there", 1, "user@host:folder"),
         ("paper nowhere", 1, "nowhere"),

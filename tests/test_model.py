@@ -126,7 +126,7 @@ def test_scores_equal_the_log_probabilities_of_all_logits():
     expected[:, -3:] = 0
     torch.testing.assert_close(nats, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(correct, (log_probabilities.argmax(-1) == targets) & (targets != -100))
-    assert score_targets(torch.ones(1, 2), torch.eye(2), torch.tensor([0]), 0)[1].item()
+    assert score_targets(torch.ones(1, 2), torch.eye(2), *torch.tensor([[0], [0]]), 0)[1].item()
 
 
 def test_an_untrained_strata_model_is_as_unsure_as_can_be():

@@ -164,7 +164,7 @@ def test_what_cannot_be_asked_costs_a_line_once_and_the_rest_is_scored(
         if result.step == 3:
             break
     missing, damaged, too_long = capsys.readouterr().err.splitlines()
-    assert missing.startswith("lambada: skipped, no such file in")
+    assert missing.startswith("lambada: skipped, no lambada_openai_test.jsonl in")
     assert damaged.startswith("copa: skipped; ")
     assert "copa_val.jsonl, line 1: no field" in damaged
     assert too_long.startswith("continuation: skipped; ")

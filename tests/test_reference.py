@@ -2,15 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from strata.evaluation.reference import (
     CHECKED,
+    GPT3_FEW_SHOT,
     GPT3_LAMBADA_PERPLEXITY,
     GPT3_RESULTS,
     GPT3_SIZES,
+    centred,
     in_words,
     place_in_gpt3,
+    range_in_words,
 )
 from strata.evaluation.tasks import TASKS
 
@@ -22,6 +26,17 @@ def test_every_row_has_one_value_a_size_and_a_source():
         assert all(0.25 < score < 1.0 for score in scores)
         assert CHECKED[task]
     assert len(GPT3_LAMBADA_PERPLEXITY) == 8
+    for task, (examples, scores) in GPT3_FEW_SHOT.items():
+        assert task in GPT3_RESULTS
+        assert 1 < examples <= 100
+        assert len(scores) == 8
+
+
+def test_scores_of_few_items_are_shares_of_them():
+    # Table C.1 counts 100 items of COPA and 500 of OpenBookQA
+    for task, count in [("copa", 100), ("openbookqa", 500)]:
+        for score in GPT3_RESULTS[task] + GPT3_FEW_SHOT.get(task, (0, ()))[1]:
+            assert score * count == pytest.approx(round(score * count)), (task, score)
 
 
 def test_published_compute_is_six_flops_a_parameter_and_token():
@@ -62,10 +77,49 @@ def test_where_the_curve_falls_the_first_crossing_counts():
 
 def test_beyond_either_end_is_said_plainly():
     below, above = place_in_gpt3("piqa", 0.55), place_in_gpt3("boolq", 0.68)
-    assert below.parameters is None
+    assert below.parameters == 0.0
     assert below.note == "below the smallest GPT-3 (Small, 125M: 64.6%)"
-    assert above.parameters is None
+    assert above.parameters == math.inf
     assert above.note == "above every GPT-3 (2.7B: 67.1%)"
+
+
+def test_an_interval_is_placed_by_its_ends_and_said_in_words():
+    # HellaSwag: 33.7, 43.6, …, 78.9
+    for interval, words in [
+        ((0.337, 0.436), "125M to 356M"),
+        ((0.30, 0.337), "at most 125M"),
+        ((0.30, 0.436), "at most 356M"),
+        ((0.25, 0.30), "below 125M"),
+        ((0.709, 0.80), "at least 13B"),
+        ((0.80, 0.90), "above every size"),
+        ((0.25, 0.90), "any size"),
+        ((0.436, 0.436), "356M"),
+    ]:
+        found = place_in_gpt3("hellaswag", sum(interval) / 2, interval)
+        assert range_in_words(*found.interval) == words
+        assert found.note.endswith(f"; interval: {words}")
+
+
+def test_the_places_of_many_draws_have_the_interval_that_the_places_of_its_ends_say():
+    # OpenBookQA's curve falls and rises: the order of places is still the order of scores
+    draws = np.sort(np.random.default_rng(0).normal(0.51, 0.03, 2_001))
+    sizes = [place_in_gpt3("openbookqa", draw).parameters for draw in draws]
+    assert sizes == sorted(sizes)
+    low, high = draws[50], draws[1_950]
+    assert place_in_gpt3("openbookqa", 0.51, (low, high)).interval == (sizes[50], sizes[1_950])
+
+
+def test_a_score_with_examples_is_placed_among_the_few_shot_scores():
+    assert place_in_gpt3("hellaswag", 0.431, shots=5).parameters == pytest.approx(356e6)
+    assert place_in_gpt3("hellaswag", 0.436).parameters == pytest.approx(356e6)
+    with pytest.raises(ValueError, match="no few-shot GPT-3 result for task 'openbookqa'"):
+        place_in_gpt3("openbookqa", 0.5, shots=5)
+
+
+def test_a_centred_score_runs_from_guessing_to_faultless():
+    assert centred(0.25, 0.25) == 0.0
+    assert centred(1.0, 0.25) == 1.0
+    assert centred(0.4, 0.25) == pytest.approx(0.2)
 
 
 def test_a_task_that_gpt3_does_not_report_is_refused():

@@ -65,12 +65,12 @@ def test_answers_come_in_the_order_of_the_questions_whatever_the_batches():
     pairs = [("a" * (7 * i % 20), "b" * (1 + 5 * i % 9)) for i in range(40)]
     one_by_one = [score_continuations(model, TOKENIZER, [pair])[0] for pair in pairs]
     model.rows.clear()
-    together = score_continuations(model, TOKENIZER, pairs, batch_tokens=100)
+    together = score_continuations(model, TOKENIZER, pairs, batch_tokens=512)
     assert [a.log_likelihood for a in together] == pytest.approx(
         [a.log_likelihood for a in one_by_one]
     )
     assert len(model.rows) < len(pairs)
-    assert all(rows * width <= 100 for rows, width in model.rows)
+    assert all(rows * width <= 512 for rows, width in model.rows)
 
 
 def test_a_continuation_is_greedy_when_every_token_is_the_first_choice():
@@ -250,7 +250,7 @@ def test_evaluate_takes_the_likelier_choice(data):
     result = evaluate(model, TOKENIZER, ["copa"], data_dir=data, progress=False)["copa"]
     assert [item.prediction for item in result.items] == [0, 0, 1]
     assert result.score == pytest.approx(2 / 3)
-    assert set(result.metrics) == {"acc", "acc_norm", "acc_per_token"}
+    assert set(result.metrics) == {"acc", "acc_norm", "acc_bytes", "acc_per_token"}
 
 
 def test_the_rules_differ_where_length_and_plain_likelihood_pull_apart(tmp_path):
@@ -346,3 +346,66 @@ def test_two_models_are_compared_on_the_same_items(data):
     assert results_table(second)[1][0][:2] == ["LAMBADA", "66.7"]
     with pytest.raises(ValueError, match="different items"):
         compare_results(first, run(BigramModel.uniform(), limit=2))
+
+
+# --- answers that are kept ---------------------------------------------------------------------
+
+
+class Interrupting(BigramModel):
+    """Stops in the middle, as a killed process does."""
+
+    calls_left = 10**9
+
+    def score_branches(self, *arguments):
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+        self.calls_left -= 1
+        return super().score_branches(*arguments)
+
+
+def evaluate_kept(model, documents, folder, weights="w1", **options):
+    (result,) = evaluate(
+        model, TOKENIZER, ["cloze"], documents=documents, limit=60, batch_tokens=1_024,
+        journal=folder, weights=weights, progress=False, **options,
+    ).values()  # fmt: skip
+    return result
+
+
+@pytest.fixture(scope="module")
+def documents():
+    words = ["Strata", "layers", "grain", "stone", "river", "slope", "valley"]
+    return [
+        " ".join(f"{words[(i * k) % 7]} {words[(i + k) % 7]}." for i in range(1, 90))
+        for k in range(1, 12)
+    ]
+
+
+def interrupting(calls_left):
+    model = Interrupting.that_writes("stone river slope", context_length=512)
+    model.calls_left = calls_left
+    return model
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_if_nobody_had(documents, tmp_path):
+    whole_model = interrupting(10**9)
+    whole = evaluate_kept(whole_model, documents, tmp_path / "whole")
+    n_batches = len(whole_model.rows)
+    assert n_batches > 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_kept(interrupting(2), documents, tmp_path / "cut")
+    (path,) = (tmp_path / "cut").iterdir()
+    path.write_bytes(path.read_bytes()[:-7])  # a line that was not written to its end
+    second = interrupting(10**9)
+    assert evaluate_kept(second, documents, tmp_path / "cut") == whole
+    assert len(second.rows) == n_batches - 1  # of the two that were done, one lost its last line
+    third = interrupting(0)
+    assert evaluate_kept(third, documents, tmp_path / "cut") == whole  # asks nothing any more
+
+
+def test_answers_of_other_weights_are_not_taken(documents, tmp_path):
+    evaluate_kept(interrupting(10**9), documents, tmp_path)
+    other = interrupting(10**9)
+    evaluate_kept(other, documents, tmp_path, weights="w2")
+    assert len(other.rows) > 3
+    with pytest.raises(ValueError, match="certain weights"):
+        evaluate_kept(other, documents, tmp_path, weights="")

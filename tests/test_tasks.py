@@ -1,14 +1,19 @@
 """Tasks: the prompts word by word, errors that name file and line, items from held-out texts."""
 
 import gzip
+import hashlib
+import io
 import json
 import random
 import re
+import zipfile
 
+import pyarrow as pa
 import pytest
 
 from strata.evaluation.embedded import cloze_items, continuation_items
-from strata.evaluation.items import how_to_get, read_items, task_file
+from strata.evaluation.items import how_to_get, load_items, read_items, task_file
+from strata.evaluation.sources import SOURCES, download_tasks, evaluation_folder
 from strata.evaluation.tasks import EMBEDDED, TASKS, find_task
 
 # One record a task in the format of its file, and the requests it has to become.
@@ -58,7 +63,7 @@ RECORDS = {
     ),
     "winograd": (
         {"context_options": ["the wall", "the gap"], "continuation": "feared it.", "gold": 1},
-        [("the wall", " feared it."), ("the gap", " feared it.")],
+        [("the wall", "  feared it."), ("the gap", "  feared it.")],
         1,
     ),
     "blimp": (
@@ -128,9 +133,30 @@ def test_a_missing_field_and_a_broken_line_are_named(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="no records"):
         read_items("piqa", path)
+    path.write_text('{"goal": "\\ud83d", "sol1": "", "sol2": "", "label": 0}')
+    with pytest.raises(ValueError, match=r"line 1: field 'goal' is '\\ud83d', expected a string"):
+        read_items("piqa", path)
     path = write(tmp_path / "winogrande_val.jsonl", {"sentence": "no gap", "answer": "1"})
     with pytest.raises(ValueError, match="a sentence with a gap"):
         read_items("winogrande", path)
+
+
+def test_a_file_that_is_no_text_or_is_cut_off_is_named(tmp_path):
+    path = tmp_path / "piqa_val.jsonl"
+    path.write_bytes(json.dumps(RECORDS["piqa"][0]).encode() + b'\n{"goal": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"piqa_val.jsonl, line 2: expected UTF-8, found .* 0xe9"):
+        read_items("piqa", path)
+    lines = (json.dumps({**RECORDS["piqa"][0], "goal": f"goal {i}"}) + "\n" for i in range(5_000))
+    whole = gzip.compress("".join(lines).encode())
+    for content in (
+        whole[: len(whole) // 2],
+        b"no gzip",
+        whole[:2_000] + bytes(99) + whole[2_099:],
+    ):
+        damaged = path.with_suffix(".jsonl.gz")
+        damaged.write_bytes(content)
+        with pytest.raises(ValueError, match=r"piqa_val.jsonl.gz: damaged gzip data"):
+            read_items("piqa", damaged)
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest_name():
@@ -146,8 +172,11 @@ def test_a_limit_takes_as_many_of_every_group(tmp_path):
         for uid in "abc"
         for i in range(5)
     ]
-    items = read_items("blimp", write(tmp_path / "blimp.jsonl", *pairs), limit=6)
+    write(tmp_path / "blimp.jsonl", *pairs)
+    items = load_items("blimp", data_dir=tmp_path, limit=6)
     assert sorted(item.group for item in items) == list("aabbcc")
+    with pytest.raises(ValueError, match="limit = -1"):
+        load_items("blimp", data_dir=tmp_path, limit=-1)
 
 
 def test_every_task_says_its_chance_and_where_its_data_is():
@@ -156,6 +185,213 @@ def test_every_task_says_its_chance_and_where_its_data_is():
         assert task.metric in {
             "acc", "acc_norm", "acc_unconditional", "acc_greedy", "bits_per_byte"
         }  # fmt: skip
+
+
+# --- solved examples before an item ---------------------------------------------------------------
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A folder with 40 questions whose right answer is their number."""
+    records = [
+        {"question": f"q{i}", "choices": ["no", f"{i}"], "label": 1, "id": str(i)}
+        for i in range(40)
+    ]
+    write(tmp_path / "arc_easy_test.jsonl", *records)
+    return tmp_path
+
+
+def examples_of(item):
+    """The numbers of the questions in an item's prompt, after checking every answer."""
+    context = item.requests[0][0]
+    assert all(other == context for other, _ in item.requests)
+    *examples, question = context.split("\n\n")
+    assert re.fullmatch(r"Question: q\d+\nAnswer:", question)
+    found = [re.fullmatch(r"Question: q(\d+)\nAnswer: (\d+)", text) for text in examples]
+    assert all(match[1] == match[2] for match in found)
+    return [int(match[1]) for match in found]
+
+
+def test_examples_are_other_items_solved_and_drawn_anew_for_each(questions):
+    items = load_items("arc_easy", data_dir=questions, shots=3)
+    plain = load_items("arc_easy", data_dir=questions)
+    assert len(items) == len(plain) == 40
+    drawn = [examples_of(item) for item in items]
+    for number, (item, alone, numbers) in enumerate(zip(items, plain, drawn, strict=True)):
+        assert len(set(numbers)) == 3
+        assert number not in numbers
+        assert [text for _, text in item.requests] == [text for _, text in alone.requests]
+        assert (item.label, item.unconditional) == (alone.label, "Answer:")
+        assert item.fingerprint != alone.fingerprint
+    assert len({tuple(numbers) for numbers in drawn}) > 30
+    assert len({number for numbers in drawn for number in numbers}) > 35
+
+
+def test_the_same_seed_draws_the_same_examples_however_many_items_are_asked(questions):
+    items = load_items("arc_easy", data_dir=questions, shots=2)
+    assert load_items("arc_easy", data_dir=questions, shots=2, limit=5) == items[:5]
+    assert load_items("arc_easy", data_dir=questions, shots=2, seed=1) != items
+
+
+def test_examples_come_from_the_training_file_where_there_is_one(questions):
+    record = {"question": "q77", "choices": ["77", "no"], "label": 0}
+    write(questions / "arc_easy_train.jsonl", record, {**record, "question": "q77"})
+    for item in load_items("arc_easy", data_dir=questions, shots=1):
+        assert examples_of(item) == [77]
+
+
+def test_an_item_that_stands_twice_in_a_file_is_no_example_of_itself(tmp_path):
+    twin, other = ({"text": f"{word} {word}"} for word in ("one", "two"))
+    write(tmp_path / "lambada_openai_test.jsonl", twin, other, twin)
+    first, second, third = load_items("lambada", data_dir=tmp_path, shots=1)
+    assert first.requests == third.requests == (("two two\n\none", " one"),)
+    assert second.requests == (("one one\n\ntwo", " two"),)
+    with pytest.raises(ValueError, match="2 examples were asked for, and there are 1 items"):
+        load_items("lambada", data_dir=tmp_path, shots=2)
+
+
+def test_partial_scoring_keeps_one_solved_text_before_both_candidates(tmp_path):
+    record = RECORDS["winogrande"][0]
+    write(
+        tmp_path / "winogrande_val.jsonl", record, {**record, "sentence": "An _ b.", "answer": "2"}
+    )
+    first, second = load_items("winogrande", data_dir=tmp_path, shots=1)
+    assert first.requests[1] == ("An Maria b.\n\nSarah beat Maria so Maria", " won.")
+    assert second.requests[0] == ("Sarah beat Maria so Sarah won.\n\nAn Sarah", " b.")
+
+
+def test_items_from_documents_have_examples_from_other_documents():
+    plain = load_items("cloze", documents=documents(6), limit=60)
+    clusters = {"".join(item.requests[0]): item.cluster for item in plain}
+    for item in load_items("cloze", documents=documents(6), limit=60, shots=2):
+        *examples, _ = item.requests[0][0].split("\n\n")
+        assert len(examples) == 2
+        assert item.cluster not in {clusters[example] for example in examples}
+
+
+@pytest.mark.parametrize("name", ["blimp", "wikitext2"])
+def test_a_task_of_whole_texts_has_no_few_shot_form(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"task '{name}', shots = 1: expected 0 for this task"):
+        load_items(name, data_dir=tmp_path, shots=1)
+    with pytest.raises(ValueError, match=r"shots = -1: expected 0 or more"):
+        find_task("piqa", -1)
+
+
+# --- fetching the data ---------------------------------------------------------------------------
+
+
+def served(monkeypatch, folder, name, content):
+    """Have a task's source lie in a folder, with that content."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(SOURCES, name, SOURCES[name]._replace(url=path.as_uri(), sha256=digest))
+    return path
+
+
+def arrow(records):
+    table = pa.Table.from_pylist(records)
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+def zipped(files):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return stream.getvalue()
+
+
+def requests_as_published(record):
+    """A question as the lists of requests hold it: a line for every choice, all of them twice."""
+    query = f"Question: {record['question']}\nAnswer:"
+    document = {"id": "x", "query": query, "choices": record["choices"], "gold": record["label"]}
+    lines = [{"doc": document, "request": {"continuation": c}} for c in record["choices"]]
+    return gzip.compress("\n".join(json.dumps(line) for line in lines * 2).encode())
+
+
+PAIR = RECORDS["blimp"][0]
+PUBLISHED = {
+    "lambada": json.dumps({"text": RECORDS["lambada"][0]["text"]}).encode(),
+    "hellaswag": json.dumps(
+        {"activity_label": "Roof", "ctx_a": "A man.", "ctx_b": "he", "endings": list("abcd"),
+         "label": "3", "ind": 1}
+    ).encode(),
+    "piqa": arrow([RECORDS["piqa"][0]]),
+    "arc_easy": requests_as_published(RECORDS["arc_easy"][0]),
+    "openbookqa": requests_as_published(RECORDS["openbookqa"][0]),
+    "winogrande": arrow([RECORDS["winogrande"][0]]),
+    "boolq": arrow([RECORDS["boolq"][0]]),
+    "copa": arrow([RECORDS["copa"][0]]),
+    "winograd": json.dumps(RECORDS["winograd"][0]).encode(),
+    "blimp": zipped(
+        {
+            "data/set.jsonl": json.dumps({**PAIR, "UID": PAIR["uid"]}) + "\n",
+            "__MACOSX/data/._set.jsonl": "\0",
+        }
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_fetched_becomes_the_same_items(name, tmp_path, monkeypatch):
+    served(monkeypatch, tmp_path / "server", name, PUBLISHED[name])
+    (path,) = download_tasks([name], tmp_path / "data")
+    assert path == tmp_path / "data" / f"{TASKS[name].file}.jsonl"
+    (item,) = load_items(name, data_dir=tmp_path / "data")
+    _, requests, label = RECORDS[name]
+    if name == "hellaswag":
+        requests = [("Roof: A man. He", f" {letter}") for letter in "abcd"]
+    assert (list(item.requests), item.label) == (requests, label)
+
+
+def test_wikitext_is_cut_before_every_title_and_nowhere_else(tmp_path, monkeypatch):
+    articles = [
+        " \n = One = \n \n Text . \n \n = = Part = = \n \n More . \n \n ",
+        " = Two = \n \n = 1 / s and = C = \n Text . \n ",
+    ]
+    served(monkeypatch, tmp_path / "server", "wikitext2", ("\n".join(articles) + "\n").encode())
+    (path,) = download_tasks(["wikitext2"], tmp_path / "data")
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == articles
+
+
+def test_data_is_fetched_once_to_where_tasks_look_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
+    source = served(monkeypatch, tmp_path / "server", "copa", PUBLISHED["copa"])
+    assert load_items("copa") is None
+    assert f"no copa_val.jsonl in {evaluation_folder()}; `strata data tasks copa`" in how_to_get(
+        "copa", None
+    )
+    (path,) = download_tasks(["copa"])
+    assert path.parent == evaluation_folder()
+    source.unlink()
+    assert download_tasks(["copa"]) == [path]
+    assert len(load_items("copa")) == 1
+
+
+def test_what_is_not_the_file_expected_is_never_used(tmp_path, monkeypatch):
+    served(monkeypatch, tmp_path / "server", "copa", PUBLISHED["copa"]).write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"copa did not send the file .* nothing was kept"):
+        download_tasks(["copa"], tmp_path / "data")
+    (tmp_path / "server" / "copa").unlink()
+    with pytest.raises(ConnectionError, match=r"put copa_val\.jsonl into .*data, one JSON object"):
+        download_tasks(["copa"], tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ValueError, match="'cloze' has no data"):
+        download_tasks(["cloze"])
+
+
+def test_every_source_is_a_file_at_a_full_commit():
+    assert set(SOURCES) == set(TASKS) - set(EMBEDDED)
+    for source in SOURCES.values():
+        assert re.match(
+            r"https://raw\.githubusercontent\.com/[\w-]+/[\w-]+/[0-9a-f]{40}/", source.url
+        )
+        assert re.fullmatch("[0-9a-f]{64}", source.sha256)
 
 
 # --- tasks made from held-out documents --------------------------------------------------------

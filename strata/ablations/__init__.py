@@ -16,7 +16,6 @@ from strata.ablations.analysis import (
     compare,
     compute_multiplier,
     cost_to_reach,
-    holm,
     mean_interval,
 )
 from strata.ablations.scaling import (
@@ -46,6 +45,7 @@ from strata.ablations.variants import (
     nano_suite,
     scaling_grid,
 )
+from strata.evaluation.comparison import holm
 
 __all__ = [
     "CHINCHILLA",

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from strata.evaluation.comparison import holm
+
 FloatArray = NDArray[np.float64]
 Axis = Literal["flops", "tokens", "seconds"]
 Bound = Literal["exact", "at least", "at most"]
@@ -158,22 +160,6 @@ def _paired_p_value(differences: FloatArray) -> float:
     if error == 0.0:
         return 1.0 if differences.mean() == 0.0 else 0.0
     return float(2 * stats.t.sf(abs(differences.mean()) / error, differences.size - 1))
-
-
-def holm(p_values: Sequence[float]) -> FloatArray:
-    """Holm's (1979) step-down adjustment: the chance of any false finding stays below the level.
-
-    The smallest of m values is multiplied by m, the next by m − 1, …; then each is raised to at
-    least its predecessor, so that the order stays, and capped at 1. Returned in the given order.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if np.any((p < 0) | (p > 1)):
-        raise ValueError(f"p-values must lie between 0 and 1, got {p.tolist()}")
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
 
 
 # --------------------------------------------- its worth: compute for the same loss, as a ratio

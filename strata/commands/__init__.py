@@ -1,7 +1,8 @@
 """What each command of `strata …` does: one thin function a command.
 
 text.py      tokenizers and token shards
-runs.py      training, and what comes of it: scores, samples, ablations, the workbook, the paper
+runs.py      training, and what comes of it: scores, ablations, the workbook, the paper
+writing.py   what a trained model writes
 machines.py  this machine and others
 
 A command imports what it needs, calls the package that does the work, and prints where the result
@@ -12,6 +13,7 @@ into the call.
 Packages that take long to load (torch, numba, matplotlib) are imported inside the commands.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,3 +45,12 @@ def open_corpus(data: DataConfig) -> "Corpus":
         validation_fraction=data.validation_fraction,
         progress=True,
     )
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns of strings under a title, all but the first flush right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print(title)
+    for row in [header, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))

@@ -2,17 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from strata.commands import Run, load_tokenizer, open_corpus
+from strata.commands import Run, load_tokenizer, open_corpus, print_table
 from strata.config import Config
-
-if TYPE_CHECKING:
-    from strata.model import Transformer
 
 Preset = Annotated[str, arg(help="A named configuration: " + ", ".join(Config.presets()) + ".")]
 Spec = Annotated[
@@ -104,11 +100,11 @@ def runs(
 
     if len(folders) > 1:
         found = [history.read_run(folder, str(folder)) for folder in folders]
-        _print_table("differences and numbers", *history.compare_runs(found))
+        print_table("differences and numbers", *history.compare_runs(found))
     else:
         place = folders[0] if folders else default_run_dir("nano").parent
         found = history.find_runs(place)
-        _print_table(str(place), *history.runs_table(found, sort))
+        print_table(str(place), *history.runs_table(found, sort))
     for run in found:
         if run.problem:
             print(f"{run.name} is damaged: {run.problem}", file=sys.stderr)
@@ -128,88 +124,85 @@ def evaluate(
     run: Run,
     other: Positional[Path | None] = None,
     tasks: tuple[str, ...] = (),
+    shots: int = -1,
     limit: int = 0,
     data_dir: str = "",
 ) -> None:
-    """Score a run on its tasks, or compare two runs item by item.
+    """Score a run on its tasks, beside GPT-3, or compare two runs item by item.
 
-    Example: strata evaluate runs/nano --tasks cloze continuation --limit 200
+    Example: strata evaluate runs/nano --tasks cloze hellaswag --limit 200
 
     Compare: strata evaluate runs/nano runs/mine
+
+    On four GPUs: torchrun --nproc-per-node 4 -m strata.cli evaluate runs/small
+
+    What is interrupted goes on where it was when the same command is given again. A run that is
+    not finished is asked by its newest checkpoint.
 
     Args:
         other: The folder of a second run, to be compared with the first.
         tasks: Names of tasks; those of the run's configuration if none are given.
+        shots: Solved examples before each item; -1 = what the run's configuration says.
         limit: Items a task; 0 = what the run's configuration says.
-        data_dir: Folder with the data of the tasks that need a download.
+        data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
     """
-    settings = Config.load(run / "config.toml")
     from strata import evaluation
+    from strata.config import TrainingConfig
+    from strata.training import choose_runtime, load_trained
+    from strata.training.device import apply_runtime
+    from strata.training.distributed import join_processes, leave_processes
 
+    runtime = choose_runtime(TrainingConfig())
+    apply_runtime(runtime)
+    processes = join_processes(runtime)
+    folders = [run] if other is None else [run, other]
+    trained = [load_trained(folder, runtime) for folder in folders]
+    settings = Config.load(run / "config.toml")
     corpus = open_corpus(settings.data)
-    results, folders = [], [run] if other is None else [run, other]
-    for folder in folders:
-        found = evaluation.evaluate(
-            _load_model(folder),
-            load_tokenizer(folder),
-            tasks or settings.evaluation.tasks,
-            data_dir=data_dir or settings.evaluation.data_dir or None,
-            limit=limit or settings.evaluation.limit or None,
-            documents=corpus.documents("validation"),
-            batch_tokens=settings.evaluation.batch_tokens,
-            bootstrap_samples=settings.evaluation.bootstrap_samples,
-            confidence=settings.evaluation.confidence,
-        )
-        evaluation.save_results(found, folder / "evaluation.json")
+    asked = settings.evaluation
+    precision: dict[str, Any] = {
+        "bootstrap_samples": asked.bootstrap_samples,
+        "confidence": asked.confidence,
+    }
+    results = []
+    for folder, (model, weights, source) in zip(folders, trained, strict=True):
+        if source.is_dir() and processes.first:
+            print(f"{folder} is not finished: asking {source}", file=sys.stderr)
+        with runtime.autocast():
+            found = evaluation.evaluate(
+                model,
+                load_tokenizer(folder),
+                tasks or asked.tasks,
+                data_dir=data_dir or asked.data_dir or None,
+                shots=asked.shots if shots < 0 else shots,
+                limit=limit or asked.limit or None,
+                documents=corpus.documents("validation"),
+                batch_tokens=asked.batch_tokens,
+                journal=folder / "evaluation",
+                weights=weights,
+                processes=processes,
+                **precision,
+            )
         results.append(found)
-        _print_table(folder.name, *evaluation.results_table(found))
+    leave_processes()
+    if not processes.first:
+        return
+    for folder, found in zip(folders, results, strict=True):
+        evaluation.save_results(found, folder / "evaluation.json")
+        overlap = folder / "overlap.json"
+        known = evaluation.load_overlap(overlap) if overlap.is_file() else None
+        print_table(str(folder), *evaluation.results_table(found, known, **precision))
+        header, rows = evaluation.gpt3_table(found, **precision)
+        if rows:
+            print_table("beside GPT-3", header, rows)
     if other is not None:
-        names = (run.name, other.name)
-        table = evaluation.comparison_table(results[0], results[1], names)
-        _print_table("difference", *table)
+        names = (run.name, other.name) if run.name != other.name else (str(run), str(other))
+        table = evaluation.comparison_table(results[0], results[1], names, **precision)
+        print_table(f"{names[1]} against {names[0]}", *table)
+    if left_out := [name for name in tasks or asked.tasks if name not in results[0]]:
+        print(f"left out, their data is not here: {', '.join(left_out)}")
     for folder in folders:
         print(f"every item: {folder / 'evaluation.json'}")
-
-
-def generate(
-    run: Run,
-    prompt: Positional[str] = "",
-    max_new_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    seed: int = 0,
-) -> None:
-    """Let a trained model continue a text.
-
-    Example: strata generate runs/nano "def mean(values):" --temperature 0.7
-
-    Args:
-        prompt: What to continue; empty = a document of the model's own.
-        max_new_tokens: Write at most so many.
-        temperature: Below 1 the likely tokens get likelier; 0 always takes the likeliest.
-        top_k: Draw from the likeliest tokens only; 0 = from all.
-        top_p: Draw from the fewest tokens that have this probability together.
-        seed: Of the draws.
-    """
-    from strata.evaluation import generate_steps
-
-    steps = generate_steps(
-        _load_model(run),
-        load_tokenizer(run),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    print(prompt, end="", flush=True)
-    written = 0
-    for step in steps:
-        print(step.text[written:], end="", flush=True)
-        written = len(step.text)
-    print()
 
 
 def ablate(
@@ -245,7 +238,7 @@ def ablate(
         for found in ablations.compare(ablations.final_losses(runs, names), names[0])
     ]
     header = ["variant", "bits per byte", "difference", "interval", "p (Holm)"]
-    _print_table(suite.name, header, rows)
+    print_table(suite.name, header, rows)
     print(f"runs: {folder}")
 
 
@@ -296,7 +289,7 @@ def tune(
         seeds=seeds,
     )
     best = [[name, f"{value}"] for name, value in study.best_params.items()]
-    _print_table(
+    print_table(
         f"best of {len(study.trials)}: trial {study.best_trial.number}",
         ["field", "value"],
         [*best, ["bits per byte", f"{study.best_value:.3f}"]],
@@ -338,24 +331,6 @@ def paper(run: Run, draft: bool = False) -> None:
         built = article.build_pdf(REPOSITORY / "paper", REPOSITORY / "build" / "paper")
     if built is not None:
         print(f"paper: {built}")
-
-
-def _load_model(run: Path) -> "Transformer":
-    """The model of a run, on the best device here, wherever it was trained."""
-    from strata.config import TrainingConfig
-    from strata.model import Transformer
-    from strata.training import choose_runtime
-
-    runtime = choose_runtime(TrainingConfig())
-    return Transformer.load(run).to(runtime.device).eval()
-
-
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    print(title)
-    for row in [header, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands of text: tokenizers, and token shards."""
+"""Commands of text: tokenizers, token shards, and the data of the evaluation tasks."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from strata.commands import load_tokenizer, open_corpus
-from strata.config import DataConfig
+from strata.commands import load_tokenizer, open_corpus, print_table
+from strata.config import Config, DataConfig
 
 TokenizerPath = Annotated[Positional[Path], arg(help="A tokenizer's file, or the folder of a run.")]
 # A section of the configuration as options of their own, without a prefix for the whole.
@@ -146,3 +146,60 @@ def data_prepare(data: Data, vocab_size: int = 0) -> None:
             counts = f"{part.n_documents:,} documents, {part.n_tokens:,} tokens"
             print(f"{'':<10} {counts} of {part.corpus}")
     print(f"{'cache':<10} {cache_dir()}")
+
+
+def data_tasks(tasks: Positional[tuple[str, ...]] = (), folder: Path | None = None) -> None:
+    """Fetch the data of evaluation tasks, verify it, and write it where `strata evaluate` looks.
+
+    Example: strata data tasks hellaswag piqa
+
+    Args:
+        tasks: Their names; all that have data if none is given.
+        folder: Where to; a folder of the cache if it is not given.
+    """
+    from strata.evaluation.sources import SOURCES, download_tasks
+
+    names = tasks or tuple(SOURCES)
+    for name, path in zip(names, download_tasks(names, folder, progress=True), strict=True):
+        print(f"{name:<14} {SOURCES[name].licence:<44} {path}")
+
+
+def data_overlap(
+    run: Annotated[Positional[Path | None], arg(help="The folder of a run.")] = None,
+    corpus: str = "",
+    tasks: tuple[str, ...] = (),
+    data_dir: str = "",
+    output: Path | None = None,
+) -> None:
+    """Find which questions of the evaluation tasks the training corpus holds parts of.
+
+    Example: strata data overlap runs/nano
+
+    Without a run: strata data overlap --corpus "files:texts/*.txt" --output overlap.json
+
+    Args:
+        corpus: Instead of the run's: "installed", files:GLOB or hub:OWNER/NAME:GLOB.
+        tasks: Names of tasks; all whose data is there if none are given.
+        data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
+        output: The file to write; RUN/overlap.json if it is not given.
+    """
+    import dataclasses
+
+    from strata import evaluation
+
+    if run is None and (output is None or not corpus):
+        raise ValueError("overlap with what? Name a run, or give --corpus and --output")
+    settings = Config() if run is None else Config.load(run / "config.toml")
+    data = dataclasses.replace(settings.data, corpus=corpus) if corpus else settings.data
+    overlap = evaluation.corpus_overlap(
+        open_corpus(data),
+        tasks,
+        data_dir=data_dir or settings.evaluation.data_dir or None,
+        limit=settings.evaluation.limit or None,
+        shots=settings.evaluation.shots,
+        progress=True,
+    )
+    print_table("in the training corpus", *evaluation.overlap_table(overlap))
+    path = output or Path(str(run)) / "overlap.json"
+    evaluation.save_overlap(overlap, path)
+    print(f"every item: {path}")

@@ -1,12 +1,13 @@
 """The model writes: one token at a time, each drawn from what it finds probable.
 
-    prompt → one pass over all its tokens → logits of the next → distribution → a token → …
+    prompts → one pass over all their tokens → logits of the next → `sampling` → a token → …
 
 The keys and values of what has been read stay in the model's cache, so that every further step
-reads one token. `next_token_probabilities` is the whole of the sampling scheme, `generate_steps`
-the loop, `generate` its result.
+reads one token. Several prompts are written side by side: rows of one batch, each with its own
+length, random stream and end, so that no text depends on which others it is written with.
+`generate_steps` shows one text token by token, `generate` and `generate_batch` give results.
 
-A prompt begins a document: the document separator stands before it, and an empty prompt asks for
+A prompt begins a document: the document separator stands before it, and the prompt None asks for
 a document of the model's own. When the model writes the separator, its document has ended, and
 generation stops. When the context is full, the window slides: the later half of it is read anew and
 writing goes on, so the price of reading again falls once in half a context.
@@ -15,14 +16,18 @@ writing goes on, so the price of reading again falls once in half a context.
 from __future__ import annotations
 
 import codecs
-import warnings
+import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
+from torch import Tensor
+
+from strata.evaluation.sampling import Sampling, SamplingOptions, penalize, sample
 
 if TYPE_CHECKING:
-    from strata.model import Transformer
+    from strata.model import KeyValueCache, Transformer
     from strata.tokenizer import Tokenizer
 
 
@@ -30,121 +35,270 @@ class GenerationStep(NamedTuple):
     """One token more.
 
     token: its id.
-    probability: what the model itself gave it, before temperature and truncation.
+    probability: what the model itself gave it, before penalty, temperature and truncation.
     text: all that is written so far, without the prompt. Bytes that may still become a
         character, and characters that may still become a stop string, are held back; the last
         step holds back nothing.
+    alternatives: the likeliest tokens and the probabilities that the model itself gave them, the
+        likeliest first; as many as were asked for.
     """
 
     token: int
     probability: float
     text: str
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompt: str = "",
+    prompt: str | None,
     *,
     max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
+    **sampling: Unpack[SamplingOptions],
 ) -> str:
     """What the model writes after the prompt, without the prompt.
 
     Arguments and errors as `generate_steps`'.
     """
-    text = ""
-    for step in generate_steps(
+    texts = generate_batch(
         model,
         tokenizer,
-        prompt,
+        [prompt],
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
         seed=seed,
         stop=stop,
-    ):
-        text = step.text
-    return text
+        **sampling,
+    )
+    return texts[0]
+
+
+def generate_batch(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | None],
+    *,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    batch_size: int = 32,
+    **sampling: Unpack[SamplingOptions],
+) -> list[str]:
+    """What the model writes after each prompt; the same as `generate` writes after it alone.
+
+    A prompt that is given several times is continued differently each time.
+
+    Args:
+        batch_size: prompts that are continued at once; the memory that is taken grows with it.
+
+    Other arguments and errors as `generate_steps`'.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts = {prompts!r}: expected a list of prompts; generate takes one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: expected 1 or more")
+    rule = Sampling(**sampling)
+    texts = [""] * len(prompts)
+    rows = _rows(model, tokenizer, prompts, max_new_tokens, seed, stop)
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        for row, step in _write(model, tokenizer, some, max_new_tokens, rule, None):
+            texts[row.index] = step.text
+    return texts
 
 
 def generate_steps(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompt: str = "",
+    prompt: str | None,
     *,
     max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
+    alternatives: int = 0,
+    **sampling: Unpack[SamplingOptions],
 ) -> Iterator[GenerationStep]:
     """Write token by token; ends after `max_new_tokens`, at a stop string or at a document's end.
 
     Args:
-        prompt: may be empty. Of one longer than the context the last part is read, with a warning.
+        prompt: what is continued; None = nothing, a document of the model's own.
         max_new_tokens: at most so many.
-        temperature, top_k, top_p: see `next_token_probabilities`.
         seed: of the draws; the same seed gives the same text on the same machine.
         stop: strings that end the text and are not part of it.
+        alternatives: how many of the likeliest tokens a step names.
+        sampling: temperature, top_k, top_p, min_p, repetition_penalty: the fields of `Sampling`.
 
     Raises:
-        ValueError: an argument out of its range, named with its value.
+        ValueError: an argument out of its range, named with its value; an empty prompt, or one
+            longer than the model's context.
     """
-    _check(max_new_tokens, temperature, top_k, top_p, stop)
-    return _steps(
-        model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, tuple(stop)
-    )
+    if not 0 <= alternatives <= tokenizer.vocab_size:
+        raise ValueError(
+            f"alternatives = {alternatives}: expected 0 to the {tokenizer.vocab_size} tokens"
+        )
+    rule = Sampling(**sampling)
+    rows = _rows(model, tokenizer, [prompt], max_new_tokens, seed, stop)
+    written = _write(model, tokenizer, rows, max_new_tokens, rule, alternatives)
+    return (step for _, step in written)
 
 
-@torch.inference_mode()
-def next_token_probabilities(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> torch.Tensor:
-    """The distribution from which the next token is drawn, float64 (vocab,), on the CPU.
+class _Row:
+    """A text that is being written.
 
-    Args:
-        logits: (vocab,) of one position.
-        temperature: divides the logits. Below 1 the likely becomes likelier; 0 leaves only the
-            most likely token (of equal ones the one of lowest id).
-        top_k: keep only the k most likely tokens; 0 = all.
-        top_p: of those, keep the smallest set whose probabilities sum to at least top_p: the
-            nucleus (Holtzman et al. 2019, arXiv 1904.09751, section 3.1); 1 = all.
+    tokens: what it may still be read from: the prompt with the separator before it, and what
+        follows.
+    held: every token of it, prompt included; not the separator, which may come at any length.
+    writer: its words, without the prompt.
+    points: where its uniform numbers come from.
     """
-    logits = logits.cpu().double()
-    if temperature == 0.0:
-        certain = torch.zeros_like(logits)
-        certain[logits.argmax()] = 1.0
-        return certain
-    probabilities = torch.softmax(logits / temperature, dim=0)  # (vocab,)
-    if top_k == 0 and top_p >= 1.0:
-        return probabilities
-    if 0 < top_k < len(probabilities):
-        ranked, ids = probabilities.topk(top_k)
-    else:
-        ranked, ids = probabilities.sort(descending=True, stable=True)
-    ranked = ranked / ranked.sum()
-    # a token stays when those before it do not reach top_p yet
-    kept = ranked.cumsum(0) - ranked < top_p
-    kept[0] = True
-    truncated = torch.zeros_like(probabilities)
-    truncated[ids[kept]] = ranked[kept]
-    return truncated / truncated.sum()
+
+    def __init__(self, index: int, tokens: list[int], writer: _Writer, points: random.Random):
+        self.index, self.tokens, self.writer, self.points = index, tokens, writer, points
+        self.held = set(tokens[1:])
 
 
-def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
-    """An index drawn from a distribution (n,): where its running sum passes a uniform number."""
-    running = probabilities.cumsum(0)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * running[-1]
-    # to the right of equal sums, so that an index of probability 0 is never drawn
-    index = int(torch.searchsorted(running, point, right=True))
-    return min(index, int(probabilities.nonzero()[-1]))
+def _rows(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | None],
+    max_new_tokens: int,
+    seed: int,
+    stop: Sequence[str],
+) -> list[_Row]:
+    """The texts before anything is written, once all arguments are in order."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: expected 0 or more")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop = {stop!r}: expected a sequence of strings, none of them empty")
+    rows, times = [], Counter[str | None]()
+    for index, prompt in enumerate(prompts):
+        try:
+            tokens = prompt_tokens(prompt, tokenizer, model.config.context_length)
+        except ValueError as error:
+            which = f"prompt {index + 1} of {len(prompts)}: " if len(prompts) > 1 else ""
+            raise ValueError(f"{which}{error}") from None
+        # a stream that knows only the text's own prompt, and how often it came before
+        points = random.Random(f"{seed} {times[prompt]} {tokens}")
+        times[prompt] += 1
+        rows.append(_Row(index, tokens, _Writer(tuple(stop)), points))
+    return rows
+
+
+def prompt_tokens(prompt: str | None, tokenizer: Tokenizer, context_length: int) -> list[int]:
+    """What the model reads of a prompt: the separator, and the prompt's tokens.
+
+    Raises:
+        ValueError: an empty prompt, or one that the context has no room for.
+    """
+    if prompt == "":
+        raise ValueError(
+            "the prompt is empty: give some text to continue, or None for a document of the "
+            "model's own"
+        )
+    tokens = [tokenizer.document_separator, *(tokenizer.encode(prompt) if prompt else [])]
+    if len(tokens) > context_length:
+        raise ValueError(
+            f"the prompt has {len(tokens):,} tokens with the separator before it; the model's "
+            f"context holds {context_length:,}: give a shorter one, for example the end of it"
+        )
+    return tokens
+
+
+def _write(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    rows: list[_Row],
+    max_new_tokens: int,
+    sampling: Sampling,
+    alternatives: int | None,
+) -> Iterator[tuple[_Row, GenerationStep]]:
+    """Every row's steps, side by side; without probabilities where `alternatives` is None."""
+    if max_new_tokens == 0:
+        return
+    # the model has never seen the special tokens that are kept for later use
+    reserved = [
+        token
+        for token in tokenizer.special_tokens.values()
+        if token != tokenizer.document_separator
+    ]
+    with torch.inference_mode():
+        longest = max(len(row.tokens) for row in rows)
+        # the last token that is written is not read
+        cache = model.new_cache(
+            len(rows), min(longest + max_new_tokens - 1, model.config.context_length)
+        )
+        logits = _read_prompts(model, cache, rows)  # (rows, vocab)
+    for count in range(1, max_new_tokens + 1):
+        with torch.inference_mode():
+            logits[:, reserved] = -torch.inf
+            adjusted = logits
+            if sampling.repetition_penalty != 1.0:
+                held = [row.held for row in rows]
+                adjusted = penalize(logits, held, sampling.repetition_penalty)
+            chosen = sample(adjusted, sampling, [row.points.random() for row in rows])  # (rows,)
+            tokens = chosen.tolist()
+            shown = _look(logits, chosen, alternatives)
+        ended = []
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            row.tokens.append(token)
+            row.held.add(token)
+            separator = token == tokenizer.document_separator
+            part = b"" if separator else tokenizer.token_bytes(token)
+            text = row.writer.write(part, last=separator or count == max_new_tokens)
+            yield row, GenerationStep(token, shown[place][0], text, shown[place][1])
+            if separator or row.writer.stopped:
+                ended.append(place)
+        if len(ended) == len(rows) or count == max_new_tokens:
+            return
+        with torch.inference_mode():
+            for place in reversed(ended):
+                cache.drop(place)
+                rows[place] = rows[-1]
+                rows = rows[:-1]
+            logits = _read_last(model, cache, rows)
+
+
+def _read_prompts(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]) -> Tensor:
+    """Read all tokens in one pass; the logits (rows, vocab) of what follows them."""
+    lengths = [len(row.tokens) for row in rows]
+    # padding stands behind a text, where a causal model cannot see it
+    tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)  # (rows, time)
+    for place, row in enumerate(rows):
+        tokens[place, : lengths[place]] = torch.tensor(row.tokens)
+    logits: Tensor = model(tokens.to(model.device), cache=cache, last_only=True, lengths=lengths)
+    return logits[:, -1]
+
+
+def _read_last(model: Transformer, cache: KeyValueCache, rows: Sequence[_Row]) -> Tensor:
+    """Read each row's last token; the logits (rows, vocab) of what follows it."""
+    for place, row in enumerate(rows):
+        if cache.lengths[place] == cache.capacity:
+            # the window slides: with the last token, half a context will have been read
+            row.tokens = row.tokens[-max(1, cache.capacity // 2) :]
+            anew = cache.row(place)
+            if len(row.tokens) > 1:
+                past = torch.tensor([row.tokens[:-1]], device=model.device)
+                model(past, cache=anew, last_only=True)
+            cache.lengths[place] = anew.length
+    tokens = torch.tensor([row.tokens[-1:] for row in rows], device=model.device)  # (rows, 1)
+    logits: Tensor = model(tokens, cache=cache, last_only=True)
+    return logits[:, -1]
+
+
+def _look(
+    logits: Tensor, chosen: Tensor, alternatives: int | None
+) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """For each row the probability of the chosen token, and the likeliest ones with theirs."""
+    if alternatives is None:
+        return [(0.0, ())] * len(chosen)
+    shares = logits.softmax(dim=-1)
+    probabilities = shares.gather(1, chosen[:, None])[:, 0].tolist()
+    best, ids = shares.topk(alternatives, dim=-1)
+    ranked = zip(ids.tolist(), best.tolist(), strict=True)
+    pairs = [tuple(zip(*row, strict=True)) for row in ranked]
+    return list(zip(probabilities, pairs, strict=True))
 
 
 class _Writer:
@@ -173,67 +327,3 @@ class _Writer:
             if any(len(w) > length and self.text.endswith(w[:length]) for w in self.stop):
                 return length
         return 0
-
-
-def _steps(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    stop: tuple[str, ...],
-) -> Iterator[GenerationStep]:
-    context_length = model.config.context_length
-    tokens = [tokenizer.document_separator, *tokenizer.encode(prompt)]
-    if len(tokens) > context_length:
-        warnings.warn(
-            f"the prompt has {len(tokens)} tokens; the model reads the last {context_length}",
-            stacklevel=2,
-        )
-        tokens = tokens[-context_length:]
-    # the model has never seen the special tokens that are kept for later use
-    reserved = [
-        token
-        for token in tokenizer.special_tokens.values()
-        if token != tokenizer.document_separator
-    ]
-    generator = torch.Generator().manual_seed(seed)
-    writer = _Writer(stop)
-    cache = model.new_cache(1)
-    unread = tokens
-    for count in range(1, max_new_tokens + 1):
-        with torch.inference_mode():
-            if cache.length + len(unread) > context_length:
-                cache = model.new_cache(1)
-                unread = tokens = tokens[-max(1, context_length // 2) :]
-            row = torch.tensor([unread], device=model.device)  # (1, time)
-            logits = model(row, cache=cache, last_only=True)[0, -1]  # (vocab,)
-            logits[reserved] = -torch.inf
-            token = draw(next_token_probabilities(logits, temperature, top_k, top_p), generator)
-            probability = float(torch.softmax(logits.float(), dim=0)[token])
-        ended = token == tokenizer.document_separator
-        part = b"" if ended else tokenizer.token_bytes(token)
-        text = writer.write(part, last=ended or count == max_new_tokens)
-        yield GenerationStep(token, probability, text)
-        if ended or writer.stopped:
-            return
-        tokens.append(token)
-        unread = [token]
-
-
-def _check(
-    max_new_tokens: int, temperature: float, top_k: int, top_p: float, stop: Sequence[str]
-) -> None:
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: expected 0 or more")
-    if not temperature >= 0.0:
-        raise ValueError(f"temperature = {temperature}: expected 0 (greedy) or more")
-    if top_k < 0:
-        raise ValueError(f"top_k = {top_k}: expected 0 (all tokens) or more")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p = {top_p}: expected more than 0 and at most 1")
-    if isinstance(stop, str) or "" in stop:
-        raise ValueError(f"stop = {stop!r}: expected a sequence of strings, none of them empty")

@@ -27,27 +27,14 @@ from strata.data import Prepared, TokenShards
 from strata.data.mixture import interleave
 from strata.evaluation.embedded import Item
 from strata.evaluation.items import how_to_get, load_items
-from strata.evaluation.scoring import bits_per_byte
-from strata.evaluation.suite import MOST_DOCUMENTS, evaluate
+from strata.evaluation.scoring import Processes, bits_per_byte
+from strata.evaluation.suite import MOST_DOCUMENTS, score_items
 from strata.evaluation.tasks import EMBEDDED, find_task
 from strata.model import Transformer
 from strata.tokenizer import Tokenizer
 
 # Held-out tokens that are decoded at once: a few megabytes of text.
 BLOCK = 1 << 20
-
-
-class Processes(Protocol):
-    """Those that train together."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that writes."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """What every process has."""
-        ...
 
 
 class Runtime(Protocol):
@@ -126,15 +113,16 @@ class TaskMonitor:
         settings, numbers = trainer.config.evaluation, dict[str, float]()
         for name in list(items):
             try:
-                result = evaluate(
+                result = score_items(
                     trainer.model,
                     trainer.tokenizer,
-                    {name: items[name]},
+                    name,
+                    items[name],
                     batch_tokens=settings.batch_tokens,
                     bootstrap_samples=settings.bootstrap_samples,
                     confidence=settings.confidence,
-                    progress=False,
-                )[name]
+                    processes=trainer.processes,
+                )
             except ValueError as error:  # an item that the model's context does not hold
                 _tell(trainer, [f"{name}: skipped; {error}"])
                 del items[name]

@@ -11,20 +11,12 @@ from typing import Protocol
 
 from strata.config import Config
 from strata.evaluation.generation import generate
+from strata.evaluation.scoring import Processes
 from strata.model import Transformer
 from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
 
 _HEADING = "==== after step "
-
-
-class Processes(Protocol):
-    """Those that train together."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that writes."""
-        ...
 
 
 class Training(Protocol):
@@ -47,7 +39,7 @@ class SampleWriter:
     A full disk or a lost folder ends the training, or not, as `training.on_write_failure` says.
 
     Args:
-        prompt: what the model continues; "" starts a new document.
+        prompt: what the model continues; None = a document of its own.
         max_new_tokens: length of a sample.
         temperature, top_p: as for `generate`.
     """
@@ -56,7 +48,7 @@ class SampleWriter:
 
     def __init__(
         self,
-        prompt: str = "",
+        prompt: str | None = None,
         max_new_tokens: int = 120,
         temperature: float = 0.7,
         top_p: float = 0.95,
@@ -78,7 +70,7 @@ class SampleWriter:
     def _write(self, trainer: Training) -> None:
         # a run that went back takes some steps again
         self._held = {step: text for step, text in self._held.items() if step < trainer.step}
-        text = self.prompt + generate(
+        text = (self.prompt or "") + generate(
             trainer.model,
             trainer.tokenizer,
             self.prompt,

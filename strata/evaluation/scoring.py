@@ -1,11 +1,11 @@
 """How probable a model finds a text, and a continuation of a context.
 
-    text → tokens → rows, sorted by length → batches → model.score → log-likelihoods
+    text → tokens → requests → rows that branch → batches → model.score_branches → log-likelihoods
 
-`score_requests` is the engine: every request is one row of token ids of which the last ones are
-asked about. Rows are sorted by length, so that a batch holds little padding, and a batch holds a
-fixed number of tokens, so that memory is bounded. Padding stands on the right, where a causal
-model cannot see it.
+`answer_requests` is the engine. A request is a row of token ids of which the last ones are asked
+about. Requests that begin alike share their beginning (`rows`), logits are computed only where
+something is asked, and a batch holds a fixed number of tokens, so that memory is bounded. Answers
+come as batches are done, and the batches can be shared out among processes.
 
 `score_continuations` asks about continuations of contexts, `score_texts` about whole texts, with a
 window that slides over them, and `bits_per_byte` makes the number of it that is comparable
@@ -19,27 +19,20 @@ too long for the model loses its beginning.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from strata.evaluation.rows import Batch, Request, lay_out, plan_batches
+from strata.model.masks import Tree
+
 if TYPE_CHECKING:
     from strata.model import Transformer
     from strata.tokenizer import Tokenizer
-
-# The target that `model.score` leaves out.
-IGNORED = -100
-
-
-class Request(NamedTuple):
-    """Token ids of which the last `n_scored` are asked about, given those before them."""
-
-    tokens: list[int]
-    n_scored: int
 
 
 class Answer(NamedTuple):
@@ -106,6 +99,81 @@ def request_of(
     return Request(tokens[-(context_length + 1) :], len(after))
 
 
+class Processes(Protocol):
+    """Those that work together; `strata.training.distributed` has them."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and tells."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every one has, in the order of their ranks."""
+        ...
+
+
+def answer_requests(
+    model: Transformer,
+    requests: Sequence[Request],
+    *,
+    batch_tokens: int = 8_192,
+    known: Collection[int] = (),
+    processes: Processes | None = None,
+    progress: bool = False,
+    label: str = "scoring",
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Batch by batch, the numbers of requests and their answers.
+
+    Args:
+        model: has `score_branches`, as a `Transformer` does.
+        requests: none with more than context_length + 1 tokens; at least one token of each is not
+            asked about.
+        batch_tokens: tokens in one forward pass, padding counted; a longer row goes alone.
+        known: requests that need no answer; a batch of such alone is left out.
+        processes: of which this one answers its share. A sharded model runs on all of them or on
+            none, so each makes as many forward passes.
+    """
+    batches = [
+        rows
+        for rows in plan_batches(requests, batch_tokens)
+        if any(number not in known for numbers in rows for number in numbers)
+    ]
+    rank, size = (processes.rank, processes.size) if processes else (0, 1)
+    mine = batches[rank::size]
+    total = sum(len(numbers) for rows in mine for numbers in rows)
+    with tqdm(
+        total=total, desc=label, unit="req", disable=not (progress and total) or rank > 0
+    ) as bar:
+        for rows in mine:
+            answers = _answer_batch(model, lay_out(requests, rows))
+            yield answers
+            bar.update(len(answers))
+    if len(mine) < -(-len(batches) // size):
+        _answer_batch(model, lay_out(requests, batches[-1]))
+
+
+def _answer_batch(model: Transformer, batch: Batch) -> list[tuple[int, Answer]]:
+    tokens, depths, ends, places, targets = (
+        torch.from_numpy(part).to(model.device) for part in batch[:5]
+    )
+    losses, hits = model.score_branches(tokens, Tree(depths, ends), places, targets)
+    nats, greedy = losses.cpu().double().numpy(), hits.cpu().numpy()  # MPS has no float64
+    return [
+        (number, Answer(-float(nats[asked].sum()), bool(greedy[asked].all()), len(asked)))
+        for number, asked in zip(batch.numbers, batch.questions, strict=True)
+    ]
+
+
 def score_requests(
     model: Transformer,
     requests: Sequence[Request],
@@ -114,51 +182,13 @@ def score_requests(
     progress: bool = False,
     label: str = "scoring",
 ) -> list[Answer]:
-    """The answers, in the order of the requests.
-
-    Args:
-        model: has `score(tokens, targets)`.
-        requests: each at most context_length + 1 tokens long, at least one of them unscored.
-        batch_tokens: tokens in one forward pass, padding counted; a longer row goes alone.
-    """
-    answers: list[Answer | None] = [None] * len(requests)
-    # the longest first: what does not fit into memory fails at once
-    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].tokens))
-    with tqdm(total=len(requests), desc=label, unit="req", disable=not progress) as bar:
-        for batch in _batches([len(requests[index].tokens) - 1 for index in order], batch_tokens):
-            rows = [order[position] for position in batch]
-            for index, answer in zip(
-                rows, _score_batch(model, [requests[index] for index in rows]), strict=True
-            ):
-                answers[index] = answer
-            bar.update(len(rows))
-    return [answer for answer in answers if answer is not None]
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[range]:
-    """Runs of consecutive rows, sorted from long to short, that fit together."""
-    start = 0
-    while start < len(lengths):
-        rows = max(1, batch_tokens // lengths[start])
-        yield range(start, min(start + rows, len(lengths)))
-        start += rows
-
-
-def _score_batch(model: Transformer, requests: Sequence[Request]) -> list[Answer]:
-    """The answers to requests of which the first is the longest."""
-    width = len(requests[0].tokens) - 1
-    tokens = torch.zeros(len(requests), width, dtype=torch.long)  # (batch, time)
-    targets = torch.full_like(tokens, IGNORED)
-    for row, (ids, n_scored) in enumerate(requests):
-        tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[row, len(ids) - 1 - n_scored : len(ids) - 1] = torch.tensor(ids[-n_scored:])
-    loss, correct = model.score(tokens.to(model.device), targets.to(model.device))
-    nats = loss.cpu().double().sum(dim=1).tolist()  # (batch,); MPS has no float64
-    hits = correct.sum(dim=1).tolist()
-    return [
-        Answer(-nats[row], hits[row] == request.n_scored, request.n_scored)
-        for row, request in enumerate(requests)
-    ]
+    """The answers, in the order of the requests; arguments as for `answer_requests`."""
+    answers: dict[int, Answer] = {}
+    for batch in answer_requests(
+        model, requests, batch_tokens=batch_tokens, progress=progress, label=label
+    ):
+        answers.update(batch)
+    return [answers[number] for number in range(len(requests))]
 
 
 def windows_of(
@@ -183,6 +213,34 @@ def windows_of(
         yield Request(ids[max(0, stop - context_length - 1) : stop], n_scored)
 
 
+def requests_of_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], context_length: int, stride: int = 0
+) -> tuple[list[Request], list[int]]:
+    """Windows over texts that are documents of their own, and the number of each window's text.
+
+    Args:
+        stride: by how many tokens the window moves; 0 = by the model's context length.
+
+    Raises:
+        ValueError: a stride out of range.
+    """
+    if not 0 <= stride <= context_length:
+        raise ValueError(f"stride = {stride}: expected 1 to {context_length}, or 0 for the latter")
+    requests: list[Request] = []
+    owners: list[int] = []
+    for number, text in enumerate(texts):
+        windows = windows_of(
+            tokenizer.encode(text),
+            tokenizer.document_separator,
+            context_length,
+            stride or context_length,
+        )
+        for window in windows:
+            requests.append(window)
+            owners.append(number)
+    return requests, owners
+
+
 def score_texts(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -201,18 +259,7 @@ def score_texts(
     Raises:
         ValueError: a stride out of range.
     """
-    context_length = model.config.context_length
-    if not 0 <= stride <= context_length:
-        raise ValueError(f"stride = {stride}: expected 1 to {context_length}, or 0 for the latter")
-    requests: list[Request] = []
-    owners: list[int] = []
-    for number, text in enumerate(texts):
-        ids = tokenizer.encode(text)
-        for window in windows_of(
-            ids, tokenizer.document_separator, context_length, stride or context_length
-        ):
-            requests.append(window)
-            owners.append(number)
+    requests, owners = requests_of_texts(tokenizer, texts, model.config.context_length, stride)
     answers = score_requests(
         model, requests, batch_tokens=batch_tokens, progress=progress, label=label
     )

@@ -9,9 +9,9 @@ lm-evaluation-harness; the headline metric of a task is the one nearest to what 
   their last part (WinoGrande, Winograd: partial scoring after Trinh and Le 2018: the candidates
   stand in the context, and the probability of what follows them is compared), where they are one
   word (BoolQ), for whole sentences of equal length (BLiMP), and for COPA as in the harness.
-- ``acc_norm``: the same after dividing the log-likelihood by the continuation's bytes. GPT-3
-  divides by tokens; bytes say the same and do not depend on the tokenizer. HellaSwag, PIQA,
-  `continuation`. (The harness' ``acc_norm`` divides by characters: the same for ASCII.)
+- ``acc_norm``: the same after dividing the log-likelihood by the continuation's characters, as the
+  harness does. HellaSwag, PIQA, `continuation`. ``acc_bytes`` divides by its bytes and
+  ``acc_per_token`` by its tokens, as GPT-3 does.
 - ``acc_unconditional``: the log-likelihood minus that of the same continuation after "Answer:"
   alone, as GPT-3 does for ARC and OpenBookQA.
 - ``acc_greedy``: whether every token of the target is the model's first choice. LAMBADA, `cloze`.
@@ -99,10 +99,11 @@ def _copa(record: Record) -> Item:
 
 def _winograd(record: Record) -> Item:
     after = record.text("continuation")
-    # full stop or apostrophe follow without a blank
+    # a full stop or an apostrophe follows without a blank
     after = " " + after if after[:1].isalnum() else after
     options = record.texts("context_options", 2)
-    return Item(tuple((option, after) for option in options), record.label("gold", 2))
+    # one blank more, as for COPA: the harness parts context and what follows it by its own
+    return Item(tuple((option, " " + after) for option in options), record.label("gold", 2))
 
 
 def _blimp(record: Record) -> Item:
@@ -153,7 +154,7 @@ class Task:
     chance: the score of guessing at random.
     read: a record of the file to an item; None for the tasks made from held-out documents.
     file: the file's name without `.jsonl` or `.jsonl.gz`.
-    source: where the data comes from.
+    fields: of a record, in words; `read` says what each takes.
     """
 
     title: str
@@ -161,57 +162,62 @@ class Task:
     chance: float
     read: Callable[[Record], Item] | None = None
     file: str = ""
-    source: str = "held-out documents"
+    fields: str = ""
 
 
+_QUESTION = "question, choices, label"
 TASKS: dict[str, Task] = {
     "cloze": Task("Last-word cloze", "acc_greedy", 0.0),
     "continuation": Task("True continuation", "acc_norm", 0.25),
-    "lambada": Task(
-        "LAMBADA", "acc_greedy", 0.0, _lambada, "lambada_openai_test", "EleutherAI/lambada_openai"
-    ),
+    "lambada": Task("LAMBADA", "acc_greedy", 0.0, _lambada, "lambada_openai_test", "text"),
     "hellaswag": Task(
-        "HellaSwag", "acc_norm", 0.25, _hellaswag, "hellaswag_val", "Rowan/hellaswag"
+        "HellaSwag", "acc_norm", 0.25, _hellaswag, "hellaswag_val", "query, choices, label"
     ),
-    "piqa": Task("PIQA", "acc_norm", 0.5, _piqa, "piqa_val", "ybisk/piqa"),
-    "arc_easy": Task(
-        "ARC-Easy", "acc_unconditional", 0.25, _arc, "arc_easy_test", "allenai/ai2_arc"
-    ),
+    "piqa": Task("PIQA", "acc_norm", 0.5, _piqa, "piqa_val", "goal, sol1, sol2, label"),
+    "arc_easy": Task("ARC-Easy", "acc_unconditional", 0.25, _arc, "arc_easy_test", _QUESTION),
     "arc_challenge": Task(
-        "ARC-Challenge", "acc_unconditional", 0.25, _arc, "arc_challenge_test", "allenai/ai2_arc"
+        "ARC-Challenge", "acc_unconditional", 0.25, _arc, "arc_challenge_test", _QUESTION
     ),
     "winogrande": Task(
-        "WinoGrande", "acc", 0.5, _winogrande, "winogrande_val", "allenai/winogrande"
+        "WinoGrande",
+        "acc",
+        0.5,
+        _winogrande,
+        "winogrande_val",
+        "sentence, option1, option2, answer",
     ),
-    "boolq": Task("BoolQ", "acc", 0.5, _boolq, "boolq_val", "google/boolq"),
+    "boolq": Task("BoolQ", "acc", 0.5, _boolq, "boolq_val", "question, passage, answer"),
     "openbookqa": Task(
-        "OpenBookQA",
-        "acc_unconditional",
-        0.25,
-        _openbookqa,
-        "openbookqa_test",
-        "allenai/openbookqa",
+        "OpenBookQA", "acc_unconditional", 0.25, _openbookqa, "openbookqa_test", _QUESTION
     ),
-    "copa": Task("COPA", "acc", 0.5, _copa, "copa_val", "aps/super_glue"),
-    "winograd": Task("Winograd", "acc", 0.5, _winograd, "winograd_wsc273", "winograd_wsc"),
-    "blimp": Task("BLiMP", "acc", 0.5, _blimp, "blimp", "nyu-mll/blimp"),
+    "copa": Task(
+        "COPA", "acc", 0.5, _copa, "copa_val", "premise, choice1, choice2, question, label"
+    ),
+    "winograd": Task(
+        "Winograd", "acc", 0.5, _winograd, "winograd_wsc273", "context_options, continuation, gold"
+    ),
+    "blimp": Task("BLiMP", "acc", 0.5, _blimp, "blimp", "sentence_good, sentence_bad, uid"),
     # No score of guessing: a byte costs 8 bits where nothing is known.
-    "wikitext2": Task(
-        "WikiText-2", "bits_per_byte", 8.0, _wikitext, "wikitext2_test", "Salesforce/wikitext"
-    ),
+    "wikitext2": Task("WikiText-2", "bits_per_byte", 8.0, _wikitext, "wikitext2_test", "text"),
 }
 
 EMBEDDED = ("cloze", "continuation")
+# Whole sentences and articles: there is no question before which solved examples could stand.
+ZERO_SHOT_ONLY = ("blimp", "wikitext2")
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, shots: int = 0) -> Task:
     """The declaration of a task.
 
     Raises:
-        ValueError: for a name that `TASKS` does not have, with the nearest that it has.
+        ValueError: for a name that `TASKS` does not have, with the nearest that it has; for `shots`
+            examples where the task has no few-shot form.
     """
     if name not in TASKS:
         nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(TASKS)}"
         raise ValueError(f"unknown task {name!r}; {hint}")
+    if shots < 0 or (shots and name in ZERO_SHOT_ONLY):
+        expected = "0 for this task, which has no few-shot form" if shots > 0 else "0 or more"
+        raise ValueError(f"task {name!r}, shots = {shots}: expected {expected}")
     return TASKS[name]

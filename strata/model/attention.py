@@ -8,6 +8,7 @@ that a comparison depends on the distance alone (`rotate`). Where not all of the
 seen, a mask from `masks` says what is.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -55,35 +56,91 @@ def rotate(x: Tensor, turn: Rotation) -> Tensor:
 class KeyValueCache:
     """Keys and values of the positions already read, so that generation reads each one once.
 
+    Every row is filled from its first place on, however long the others are.
+
     Attributes:
-        keys, values: (layers, batch, heads, context_length, head_dim).
-        length: positions filled so far.
+        keys, values: (layers, batch, heads, capacity, head_dim).
+        lengths: positions filled so far, of each row.
     """
 
     def __init__(
-        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        capacity: int = 0,
     ) -> None:
-        shape = (
-            config.n_layers,
-            batch_size,
-            config.n_heads,
-            config.context_length,
-            config.head_size,
-        )
+        capacity = min(capacity or config.context_length, config.context_length)
+        shape = (config.n_layers, batch_size, config.n_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.lengths = [0] * batch_size
+
+    @property
+    def capacity(self) -> int:
+        """Positions that a row has room for."""
+        return self.keys.shape[3]
+
+    @property
+    def length(self) -> int:
+        """Positions filled so far, of the longest row."""
+        return max(self.lengths)
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows are equally long."""
+        return min(self.lengths) == self.length
+
+    def place(self, time: int) -> Tensor:
+        """Begin a pass over `time` more tokens in every row.
+
+        Returns their positions: (time,), or (batch, time) where the rows differ in length.
+        """
+        steps = torch.arange(time, device=self.keys.device)
+        if self.even:
+            self._places = self.length + steps
+        else:
+            self._places = torch.tensor(self.lengths, device=steps.device)[:, None] + steps
+        return self._places
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (batch, heads, time, head_dim) of one layer after `length`.
+        """Store new keys and values (batch, heads, time, head_dim) of one layer in their places.
 
-        Returns all keys and values of that layer so far. `length` itself moves once a forward
-        pass, when every layer has stored its own.
+        Returns all keys and values of that layer, up to the end of the longest row.
         """
         end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        held_keys, held_values = self.keys[layer], self.values[layer]
+        if self._places.dim() == 1:
+            held_keys[:, :, self.length : end] = keys
+            held_values[:, :, self.length : end] = values
+        else:
+            rows = torch.arange(len(keys), device=keys.device)[:, None]  # (batch, 1)
+            held_keys.transpose(1, 2)[rows, self._places] = keys.transpose(1, 2).type_as(held_keys)
+            held_values.transpose(1, 2)[rows, self._places] = values.transpose(1, 2)
+        return held_keys[:, :, :end], held_values[:, :, :end]
+
+    def advance(self, time: int) -> None:
+        """End a pass over `time` tokens: they count as filled."""
+        self.lengths = [length + time for length in self.lengths]
+
+    def row(self, index: int) -> "KeyValueCache":
+        """One row as an empty cache of its own, which writes into this one's memory."""
+        part = copy.copy(self)
+        part.keys, part.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
+        part.lengths = [0]
+        return part
+
+    def drop(self, index: int) -> None:
+        """Take a row out; the last row moves into its place."""
+        last = len(self.lengths) - 1
+        end = self.lengths[last]
+        if index < last:
+            self.keys[:, index, :, :end] = self.keys[:, last, :, :end]
+            self.values[:, index, :, :end] = self.values[:, last, :, :end]
+        self.lengths[index] = end
+        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+        self.lengths.pop()
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ logits before it takes the next chunk. The backward pass then only has to scale 
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ IGNORED = -100
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30, "mps": 256 << 20}
 # Each chunk also adds to the gradient of the whole head; with fewer positions that would dominate.
 _LEAST_POSITIONS = 256
+# Positions and tokens of the vocabulary whose logits a CPU holds at once when it only scores: 2 MB
+# of float32 stay in its cache, through product, softcap, exponential and sum.
+_CPU_PIECE = 512, 1_024
 
 
 def chunk_length(vocab_size: int, device_type: str) -> int:
@@ -114,6 +118,15 @@ def _room(positions: int, weight: Tensor, dtype: torch.dtype) -> Room:
     return torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
 
 
+def _logits(chunk: Tensor, head: Tensor, place: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The product (chunk, vocab) of (chunk, width) and the head, in memory that may be there."""
+    place = None if place is None else place[: len(chunk), : len(head)]
+    if head.dtype == dtype:
+        return torch.mm(chunk, head.T, out=place)
+    product = chunk @ head.T
+    return product.to(dtype) if place is None else place.copy_(product)
+
+
 def _chunk(
     chunk: Tensor, head: Tensor, index: Tensor, cap: float, room: Room
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,13 +140,8 @@ def _chunk(
         nats (chunk,); the sums (chunk,) of the exponentials, s; and s times the gradient of the
         nats by the logits (chunk, vocab).
     """
-    logits, powers = (None if place is None else place[: len(chunk)] for place in room)
-    precise = _at_least_float32(head.dtype)
-    if head.dtype == precise:
-        logits = torch.mm(chunk, head.T, out=logits)  # (chunk, vocab)
-    else:
-        product = chunk @ head.T
-        logits = product.to(precise) if logits is None else logits.copy_(product)
+    powers = None if room[1] is None else room[1][: len(chunk)]
+    logits = _logits(chunk, head, room[0], _at_least_float32(head.dtype))
     if cap:  # an exponential of at most cap does not overflow, so no maximum need be found
         powers = torch.mul(logits.tanh_(), cap, out=powers)
     else:
@@ -163,27 +171,58 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: 
 
 @torch.no_grad()
 def score_targets(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float
+    hidden: Tensor, weight: Tensor, places: Tensor, targets: Tensor, cap: float
 ) -> tuple[Tensor, Tensor]:
     """Each target's negative log-likelihood, and whether it was the most likely token.
 
+    Logits are computed of the places that are asked about, of each once, and of no other. The
+    softmax is made piece by piece over the vocabulary (Milakov and Gimelshein, 2018, algorithm 3).
+
     Args:
-        hidden, weight, targets, cap: as for `chunked_cross_entropy`.
+        hidden: (positions, width); weight: (vocab, width), the head.
+        places: (n,) the position from which each target is predicted, ascending.
+        targets: (n,) token ids.
+        cap: softcap of the logits; 0 = none.
 
     Returns:
-        nats (positions,) in float32 and a boolean (positions,); 0 and False where left out.
+        nats (n,) in float32 and a boolean (n,).
     """
-    head = weight.to(_compute_dtype(hidden))
-    nats = torch.zeros(len(targets), device=hidden.device, dtype=torch.float32)
-    correct = torch.zeros(len(targets), device=hidden.device, dtype=torch.bool)
-    step = chunk_length(weight.shape[0], hidden.device.type)
-    for start in range(0, len(targets), step):
-        part = slice(start, start + step)
-        logits = soft_cap((hidden[part].to(head.dtype) @ head.T).float(), cap)  # (chunk, vocab)
-        kept, index = targets[part] != IGNORED, targets[part].clamp(min=0)
-        chosen = logits.gather(1, index[:, None])[:, 0]
-        nats[part] = (logits.logsumexp(dim=-1) - chosen) * kept
-        correct[part] = (logits.argmax(dim=-1) == index) & kept
+    dtype = _compute_dtype(hidden)
+    precise = _at_least_float32(dtype)
+    head = weight.to(dtype)
+    nats = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+    correct = torch.empty(len(targets), device=hidden.device, dtype=torch.bool)
+    if not len(targets):
+        return nats, correct
+    asked, of_asked = torch.unique_consecutive(places, return_inverse=True)
+    vocabulary, kind = len(head), hidden.device.type
+    most = chunk_length(vocabulary, kind)
+    most, width = _CPU_PIECE if kind == "cpu" else (most, vocabulary)
+    step = _even_chunk(len(asked), most)
+    room = torch.empty(step, width, dtype=precise) if kind == "cpu" else None
+    starts = torch.arange(0, len(asked) + step, step, device=hidden.device)
+    cuts = torch.searchsorted(of_asked, starts).tolist()
+    for number, (first, last) in enumerate(pairwise(cuts)):
+        start = number * step
+        chunk = hidden[asked[start : start + step]].to(dtype)
+        row, wanted = of_asked[first:last] - start, targets[first:last]
+        # the largest logit so far, whose it is, and the sum of exponentials beside it
+        best = torch.full((len(chunk),), -math.inf, dtype=precise, device=hidden.device)
+        choice = torch.zeros_like(best, dtype=torch.long)
+        sums, chosen = torch.zeros_like(best), torch.zeros_like(wanted, dtype=precise)
+        for left in range(0, vocabulary, width):
+            logits = _logits(chunk, head[left : left + width], room, precise)
+            if cap:
+                logits.div_(cap).tanh_().mul_(cap)
+            inside = wanted - left
+            found = logits[row, inside.clamp(0, logits.shape[1] - 1)]
+            chosen = torch.where((inside >= 0) & (inside < logits.shape[1]), found, chosen)
+            largest, whose = logits.max(dim=1)
+            choice = torch.where(largest > best, whose + left, choice)
+            before, best = best, torch.maximum(best, largest)
+            sums = sums * (before - best).exp() + logits.sub_(best[:, None]).exp_().sum(dim=1)
+        nats[first:last] = (sums.log() + best)[row] - chosen
+        correct[first:last] = choice[row] == wanted
     return nats, correct
 
 

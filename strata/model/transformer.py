@@ -9,6 +9,7 @@ in `ModelConfig` and nowhere else, and `initialise` shows the whole starting poi
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from strata.config import Config, ModelConfig
 from strata.model.attention import Attention, KeyValueCache, Rotation, rotation
 from strata.model.layers import FeedForward, make_norm
-from strata.model.loss import chunked_cross_entropy, score_targets, soft_cap
-from strata.model.masks import Mask, boolean_mask, make_masks, sees_whole
+from strata.model.loss import IGNORED, chunked_cross_entropy, score_targets, soft_cap
+from strata.model.masks import Mask, Tree, boolean_mask, make_masks, row_masks, sees_whole
 
 
 class Block(nn.Module):
@@ -85,8 +86,13 @@ class Transformer(nn.Module):
         tokens: Tensor,
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """What the head reads: (batch, time, width).
+
+        Args:
+            tree: how the rows branch; a row may then be longer than the context, while none of its
+                depths may.
 
         Raises:
             ValueError: if the tokens, with those in the cache, exceed the context; if documents are
@@ -98,29 +104,44 @@ class Transformer(nn.Module):
                 f"documents {tuple(documents.shape)}: expected the shape of the tokens, "
                 f"{tuple(tokens.shape)}{with_cache}"
             )
-        past = cache.length if cache else 0
-        x, turn = self._embed(tokens, self._positions(tokens, past))
-        masks = make_masks(self.config, tokens.shape[1], past, tokens.device, documents)
+        time, past = tokens.shape[1], cache.length if cache else 0
+        positions = self._positions(tokens, cache) if tree is None else tree.depths
+        x, turn = self._embed(tokens, positions)
+        if positions.dim() == 2 and tree is None:
+            masks = row_masks(self.config, positions, past + time)
+        else:
+            masks = make_masks(self.config, time, past, tokens.device, documents, tree)
         x0 = x
         for layer, block in enumerate(self.blocks):
             mask = masks.whole if sees_whole(self.config, layer) else masks.windowed
             x = block(self._mix(layer, x, x0), turn, cache, mask)
         if cache is not None:
-            cache.length += tokens.shape[1]
+            cache.advance(time)
         normalised: Tensor = self.final_norm(x)
         return normalised
 
     def forward(
-        self, tokens: Tensor, cache: KeyValueCache | None = None, last_only: bool = False
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache | None = None,
+        last_only: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits of the next token, float32 (batch, time, vocab).
 
         Args:
             cache: continue after the positions it holds, and add these to it.
-            last_only: only the last position's logits, (batch, 1, vocab).
+            last_only: only each row's last position's logits, (batch, 1, vocab).
+            lengths: how many tokens of each row count, where the others behind them are padding.
+                Nothing reads from padding, and the cache forgets it; it has to be empty before.
         """
         x = self.hidden(tokens, cache)
-        if last_only:
+        if lengths is not None and cache is not None:
+            cache.lengths = list(lengths)
+        if last_only and lengths is not None:
+            last = torch.tensor(lengths, device=x.device) - 1
+            x = x[torch.arange(len(x), device=x.device), last][:, None]  # (batch, 1, width)
+        elif last_only:
             x = x[:, -1:]
         return soft_cap(F.linear(x, self.head_weight).float(), self.config.logit_softcap)
 
@@ -135,24 +156,52 @@ class Transformer(nn.Module):
     def score(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Nats of each target, and whether it is the most likely token: both (batch, time)."""
-        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
-        nats, correct = score_targets(
-            hidden, self.head_weight, targets.flatten(), self.config.logit_softcap
-        )
-        return nats.view_as(targets), correct.view_as(targets)
+        """Nats of each target, and whether it is the most likely token: both (batch, time).
 
-    def new_cache(self, batch_size: int = 1) -> KeyValueCache:
-        """An empty cache for `batch_size` sequences, in the type that autocast computes in."""
+        Targets of -100 are left out: 0 nats, False.
+        """
+        places = (targets.flatten() != IGNORED).nonzero()[:, 0]
+        nats = torch.zeros(targets.shape, device=targets.device)
+        correct = torch.zeros(targets.shape, device=targets.device, dtype=torch.bool)
+        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)
+        nats.view(-1)[places], correct.view(-1)[places] = score_targets(
+            hidden, self.head_weight, places, targets.flatten()[places], self.config.logit_softcap
+        )
+        return nats, correct
+
+    @torch.no_grad()
+    def score_branches(
+        self, tokens: Tensor, tree: Tree, places: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Nats of targets after places of rows that branch, and whether each is the most likely.
+
+        Args:
+            tokens: (batch, time); `tree` says how they branch.
+            places: (n,) the token that is read last, as a place in all rows, one after another:
+                row * time + column; ascending, and the same one as often as is asked of it.
+            targets: (n,) token ids.
+
+        Returns:
+            nats (n,) in float32 and a boolean (n,).
+        """
+        hidden = self.hidden(tokens, tree=tree).flatten(0, 1)
+        return score_targets(hidden, self.head_weight, places, targets, self.config.logit_softcap)
+
+    def new_cache(self, batch_size: int = 1, capacity: int = 0) -> KeyValueCache:
+        """An empty cache for `batch_size` sequences, in the type that autocast computes in.
+
+        Args:
+            capacity: positions that a sequence has room for; 0 = the whole context.
+        """
         kind = self.device.type
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.embedding.weight.dtype
-        return KeyValueCache(self.config, batch_size, self.device, dtype)
+        return KeyValueCache(self.config, batch_size, self.device, dtype, capacity)
 
     @torch.no_grad()
     def attention_pattern(self, tokens: Tensor, layer: int, head: int) -> Tensor:
         """One head's weights on the first sequence: (time, time), each row a distribution."""
-        x, turn = self._embed(tokens, self._positions(tokens, 0))
+        x, turn = self._embed(tokens, self._positions(tokens))
         x0 = x
         for index, block in enumerate(self.blocks):
             x = self._mix(index, x, x0)
@@ -174,20 +223,24 @@ class Transformer(nn.Module):
         weights = Path(run_dir) / "model.safetensors"
         config = Config.load(Path(run_dir) / "config.toml")
         if not weights.is_file():
-            raise FileNotFoundError(f"{weights}: no such file; has the run finished training?")
+            raise FileNotFoundError(
+                f"{weights}: no such file; the run has not finished training, and "
+                f"strata train --run-dir {run_dir} goes on with it"
+            )
         model = cls(config.model)
         model.load_state_dict(safetensors.torch.load_file(weights))
         return model.to(device).eval()
 
-    def _positions(self, tokens: Tensor, start: int) -> Tensor:
-        """Where the tokens of a row stand, the first at `start`: (time,)."""
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            raise ValueError(
-                f"{end} tokens: expected at most model.context_length = "
-                f"{self.config.context_length}"
-            )
-        return torch.arange(start, end, device=tokens.device)
+    def _positions(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Where the tokens stand: (time,), or (batch, time) after rows of unequal lengths."""
+        time = tokens.shape[1]
+        end, room = time, self.config.context_length
+        if cache is not None:
+            end, room = cache.length + time, cache.capacity
+        if end > room:
+            source = "model.context_length" if cache is None else "the cache's capacity"
+            raise ValueError(f"{end} tokens: expected at most {source} = {room}")
+        return torch.arange(time, device=tokens.device) if cache is None else cache.place(time)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
         """Embeddings (batch, time, width) of tokens at positions (time,) or (batch, time), and

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from strata.training.schedule import schedule_at as schedule_at
     from strata.training.signals import Interrupted as Interrupted
     from strata.training.step import train_step as train_step
+    from strata.training.trained import load_trained as load_trained
     from strata.training.trainer import Trainer as Trainer
 
 # Imported when first used: a GPU machine that only measures needs no corpus and no tokenizer.
@@ -51,6 +52,7 @@ _NAMES = {
     "schedule": ["Settings", "rate_ratio", "schedule_at"],
     "signals": ["Interrupted"],
     "step": ["train_step"],
+    "trained": ["load_trained"],
     "trainer": ["Trainer"],
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

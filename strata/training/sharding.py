@@ -51,21 +51,25 @@ def shard(model: Transformer, nodes: int, device: torch.device) -> Transformer:
     model.to_empty(device=device)
     load_weights(model, weights)
     register_fsdp_forward_method(model, "loss")
-    register_fsdp_forward_method(model, "score")
-    # what the root gathered it keeps for a backward pass, which does not come after these
-    score: Callable[..., Any] = model.score
 
-    def score_and_let_go(*arguments: Any, **options: Any) -> Any:
-        result = score(*arguments, **options)
-        root.reshard()
-        return result
+    # what the root gathered it keeps for a backward pass, which does not come after scoring
+    def letting_go(score: Callable[..., Any]) -> Callable[..., Any]:
+        def score_and_let_go(*arguments: Any, **options: Any) -> Any:
+            result = score(*arguments, **options)
+            root.reshard()
+            return result
+
+        return score_and_let_go
+
+    for name in ("score", "score_branches"):
+        register_fsdp_forward_method(model, name)
+        setattr(model, name, letting_go(getattr(model, name)))
 
     def agree_and_let_go(module: Any, arguments: Any, logits: Tensor) -> None:
         # whoever writes by these logits writes the same on every process, and goes on as long
         dist.broadcast(logits, 0)
         root.reshard()
 
-    model.score = score_and_let_go  # type: ignore[method-assign]
     model.register_forward_hook(agree_and_let_go)
     return model
 
