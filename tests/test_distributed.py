@@ -99,6 +99,7 @@ def everything(tiny_config: Config, **changes: object) -> Config:
             "training.sample_every": 40,
             "training.evaluate_every": 20,
             "evaluation.training_tasks": ["cloze", "copa"],
+            "evaluation.training_limit": 20,
             "training.precision": "float32",
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
@@ -181,7 +182,7 @@ def test_scores_are_those_of_one_process_on_the_tasks_that_all_have(runs):
         assert [line["step"] for line in theirs] == [20, 40, 50]
         for one, other in zip(ours, theirs, strict=True):
             assert {name for name in other if "/" in name} == names
-            assert other["task/cloze"] == pytest.approx(one["task/cloze"], abs=0.02)
+            assert other["task/cloze"] == pytest.approx(one["task/cloze"], abs=0.06)
             assert other["bits_per_byte/letters"] == pytest.approx(
                 one["bits_per_byte/letters"], rel=1e-4
             )

@@ -188,6 +188,15 @@ def test_a_misspelt_task_is_an_error_before_anything_is_made(tiny_config, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_task_that_has_no_examples_is_an_error_with_them_before_anything_is_made(
+    tiny_config, tmp_path
+):
+    changes = {"evaluation.training_tasks": ["wikitext2"], "evaluation.shots": 1}
+    with pytest.raises(ValueError, match=r"evaluation\.training_tasks: .*wikitext2"):
+        Trainer(tiny_config.override(changes), tmp_path / "run", [TaskMonitor()], progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_monitor_travels_to_other_processes_and_wants_text_under_each_name():
     assert pickle.loads(pickle.dumps(TaskMonitor({"one": "a b"}))).texts == {"one": ["a b"]}
     with pytest.raises(ValueError, match=r"texts\['prose'\] holds no text"):

@@ -9,7 +9,9 @@ with that curves of TensorBoard: `task/cloze`, `task/cloze/low`, `task/cloze/hig
 that are made from held-out documents ask about the documents of the run's validation shards, and so
 need nothing but what training itself needs.
 
-What it costs is a forward pass over the items, a third of what training on as many tokens would.
+It costs a forward pass over the items. A hundred of each of the two tasks without data cost what
+training on 11,000 tokens does (`nano`, one thread of a CPU): 2 % of a run that is scored every
+530,000 tokens, which are 260 updates of `nano`.
 """
 
 import hashlib
@@ -86,10 +88,11 @@ class TaskMonitor:
         self._items: dict[str, list[Item]] | None = None
 
     def check(self, trainer: Training) -> None:
-        """Raise ValueError, with the nearest name that there is, for a task that there is not."""
-        for name in trainer.config.evaluation.training_tasks:
+        """Raise ValueError for a task that there is not, or not with `evaluation.shots`."""
+        settings = trainer.config.evaluation
+        for name in settings.training_tasks:
             try:
-                find_task(name)
+                find_task(name, settings.shots)
             except ValueError as error:
                 raise ValueError(f"evaluation.training_tasks: {error}") from None
 
@@ -159,6 +162,7 @@ def _common_items(trainer: Training) -> dict[str, list[Item]]:
                 data_dir=settings.data_dir,
                 limit=settings.training_limit,
                 documents=documents,
+                shots=settings.shots,
             )
         except (ValueError, OSError) as error:
             problems.append(f"{name}: skipped; {error}")
