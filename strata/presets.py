@@ -68,6 +68,7 @@ def _gpt3_preset(name: str) -> dict[str, Any]:
         "training.validate_every": 500,
         "training.validation_sequences": 1_024,
         "training.sample_every": 5_000,
+        "training.evaluate_every": 5_000,
         "evaluation.limit": 0,
     }
 
@@ -88,6 +89,7 @@ def _strata_preset(layers: int, width: int, heads: int, tokens: float) -> dict[s
         "training.validate_every": 250,
         "training.validation_sequences": 1_024,
         "training.sample_every": 1_000,
+        "training.evaluate_every": 500,
         "evaluation.limit": 0,
     }
 
@@ -110,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.validate_every": 200,
         "training.validation_sequences": 256,
         "training.sample_every": 1_000,
+        "training.evaluate_every": 400,
         "evaluation.limit": 0,
     },
     "small": _strata_preset(12, 640, 10, 2.3e9),
