@@ -5,10 +5,10 @@ and where does the time go?
     PYTHONPATH=. python3 benchmarks/gpu.py --rehearse      # toy sizes on the CPU, in a minute
 
 It needs PyTorch 2.11 or later, NumPy and safetensors, and makes its own tokens, so that a machine
-without the rest of what Strata depends on can run it. `gpu_checks` and `gpu_timings` hold the
-parts, which run in the order of `PARTS`. After each the results are written, so that what one part
-breaks costs that part alone; a part for which too little of the time is left is skipped and said to
-be. A row holds a number and, where there is one, the target it is held against.
+without the rest of what Strata depends on can run it. `gpu_checks`, `gpu_asking` and `gpu_timings`
+hold the parts, which run in the order of `PARTS`. After each the results are written, so that what
+one part breaks costs that part alone; a part for which too little of the time is left is skipped
+and said to be. A row holds a number and, where there is one, the target it is held against.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_asking import check_asking, time_asking, time_writing
 from gpu_bench import Bench, Row, free
 from gpu_checks import (
     check_checkpoint,
@@ -58,6 +59,9 @@ PARTS: list[tuple[Callable[[Bench], list[Row]], float]] = [
     (check_checkpoint, 15),
     (check_masks, 45),
     (check_float8, 30),
+    (check_asking, 30),
+    (time_asking, 20),
+    (time_writing, 20),
     (time_head, 45),
     (time_attention, 45),
     (time_float8, 80),
