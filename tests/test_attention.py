@@ -9,9 +9,10 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from strata.config import Config, ModelConfig
+from strata.evaluation.rows import Request, lay_out, plan_batches
 from strata.model import attention, flops_per_token, masks
 from strata.model.attention import Attention, rotation
-from strata.model.masks import boolean_mask, make_masks, sees_whole
+from strata.model.masks import Tree, boolean_mask, make_masks, sees_whole
 
 # the uncompiled kernel is the one a CPU tests without a compiler
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -88,6 +89,20 @@ def test_flex_attention_gives_the_models_logits_that_sdpa_gives(config, packed, 
     plain = model.hidden(tokens, documents=documents)
     request.getfixturevalue("flex_on_cpu")
     torch.testing.assert_close(model.hidden(tokens, documents=documents), plain)
+
+
+@pytest.mark.parametrize("config", [config_of(), WINDOWED, NARROW], ids=["whole", "two", "one"])
+def test_flex_attention_lets_rows_branch_as_sdpa_does(config, request):
+    model = random_model(config).requires_grad_(False)
+    requests = [Request([1, *(row >> bit & 1 for bit in range(5)), 3], 1) for row in range(5)]
+    ((rows, *_),) = plan_batches(requests, 8_192)
+    batch = lay_out(requests, [rows, rows[:3]])
+    depths, ends = (torch.from_numpy(part)[:, :TIME] for part in (batch.depths, batch.ends))
+    tokens, tree = torch.from_numpy(batch.tokens)[:, :TIME], Tree(depths, ends.clamp(max=TIME))
+    plain = model.hidden(tokens, tree=tree)
+    request.getfixturevalue("flex_on_cpu")
+    assert isinstance(make_masks(config, TIME, 0, CPU, tree=tree).whole, BlockMask)
+    torch.testing.assert_close(model.hidden(tokens, tree=tree), plain)
 
 
 def test_flex_attention_takes_autocasts_mixed_types(flex_on_cpu):
