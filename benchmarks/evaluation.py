@@ -8,7 +8,8 @@ much as trained ones. It is asked the same items of HellaSwag, LAMBADA and BLiMP
 for published models does: it pads requests of like length to a rectangle, computes every logit,
 takes the log-softmax and reads the targets off it, 16 requests at a time, or with --one-by-one also
 one at a time, which is lm-eval's default. Whole calls are timed, from the files to the scores,
-without lm-eval's own bootstrap. Each takes its turn, round by round; ratios are medians. The
+without lm-eval's own bootstrap, in seconds of CPU of one thread, which a busy machine stretches
+less than those of the clock. Each takes its turn, round by round; ratios are medians. The
 predictions have to be the same.
 
 The folder is as `strata data tasks` makes it. The report goes to benchmarks/results/.
@@ -21,6 +22,7 @@ import logging
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -136,7 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
 
-    runtime = choose_runtime(TrainingConfig())
+    runtime = choose_runtime(TrainingConfig(device="cpu", threads=1))
     apply_runtime(runtime)
     tokenizer = prepare_tokenizer(Corpus.open("installed"), DataConfig())
     model = build_model(tokenizer.vocab_size).to(runtime.device)
@@ -157,8 +159,8 @@ def main() -> None:
         print(table(HEADER, rows[-1:]), flush=True)
     report = (
         "# Scoring: items a second\n\n"
-        f"{machine(['torch', 'lm_eval'])} {torch.get_num_threads()} threads, "
-        f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device.type}. "
+        f"{machine(['torch', 'lm_eval'])} One thread, CPU seconds, "
+        f"{str(runtime.dtype).removeprefix('torch.')}. "
         f"{arguments.rounds} rounds, medians of the rounds' ratios; whole calls, from the files to "
         "the scores.\n\n" + table(HEADER, rows) + f"\n`{' '.join(['python', *sys.argv])}`\n"
     )
@@ -201,7 +203,7 @@ def measure(
         }
         for contestant in contestants.values():  # warm
             contestant()
-        seconds = take_turns(contestants, arguments.rounds)
+        seconds = take_turns(contestants, arguments.rounds, time.process_time)
     own: TaskResult = found["strata"]
     rows = []
     for label in sizes:
