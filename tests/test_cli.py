@@ -17,8 +17,7 @@ from strata.ablations import Suite, run_suite
 from strata.ablations.variants import GPT3, STRATA
 from strata.config import Config
 from strata.data import Corpus
-from strata.evaluation import load_overlap, load_results
-from strata.evaluation.overlap import split_result
+from strata.evaluation import load_overlap, load_results, split_result
 from strata.tokenizer import Tokenizer
 
 COMMANDS = [
@@ -168,12 +167,33 @@ def test_what_cannot_be_continued_is_told(
     assert told in captured.err
 
 
-def test_a_run_without_final_weights_says_how_to_get_them(
+def test_a_run_without_final_weights_is_asked_by_its_newest_checkpoint(
     run: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     shutil.copytree(run, tmp_path / "cut", ignore=shutil.ignore_patterns("model.safetensors"))
-    assert strata("generate", tmp_path / "cut", "The") == 1
-    assert f"strata train --run-dir {tmp_path / 'cut'} goes on" in capsys.readouterr().err
+    assert strata("generate", run, "The", "--max-new-tokens", "8") == 0
+    assert not capsys.readouterr().err
+    newest = max((tmp_path / "cut" / "checkpoints").iterdir())
+    for command in (
+        ["generate", tmp_path / "cut", "The", "--max-new-tokens", "8"],
+        ["evaluate", run, tmp_path / "cut", "--tasks", "cloze", "--limit", "5"],
+    ):
+        assert strata(*command) == 0
+        assert f"is not finished: asking {newest}" in capsys.readouterr().err
+    first, second = (load_results(folder / "evaluation.json") for folder in (run, tmp_path / "cut"))
+    assert first != second  # the checkpoint is of some updates before the end
+
+
+def test_a_run_without_any_weights_says_how_to_get_them(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    nothing = shutil.ignore_patterns("model.safetensors", "checkpoints")
+    shutil.copytree(run, tmp_path / "cut", ignore=nothing)
+    for command in (["generate", tmp_path / "cut", "The"], ["evaluate", tmp_path / "cut"]):
+        assert strata(*command) == 1
+        assert f"train it first: strata train --run-dir {tmp_path / 'cut'}" in (
+            capsys.readouterr().err
+        )
 
 
 def test_evaluating_two_runs_tells_the_difference_and_keeps_every_item(
@@ -184,6 +204,19 @@ def test_evaluating_two_runs_tells_the_difference_and_keeps_every_item(
     assert "difference" in shown
     assert str(run / "evaluation.json") in shown
     assert len(json.loads((run / "evaluation.json").read_text())["cloze"]["items"]) == 5
+
+
+def test_the_configuration_says_how_many_items_unless_told_and_0_is_all(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "few"
+    shutil.copytree(run, folder)
+    Config.load(run / "config.toml").override({"evaluation.limit": 3}).save(folder / "config.toml")
+    counts = []
+    for options in ([], ["--limit", "0"]):
+        assert strata("evaluate", folder, "--tasks", "cloze", *options) == 0
+        counts.append(load_results(folder / "evaluation.json")["cloze"].n_items)
+    assert counts[0] == 3 < counts[1]
 
 
 def test_a_tokenizer_is_trained_used_exported_and_imported(
@@ -242,6 +275,14 @@ def test_an_overlap_is_kept_with_the_run_and_knows_the_items_of_its_scores(
     assert strata("evaluate", run, "--tasks", "cloze") == 0
     (result,) = load_results(run / "evaluation.json").values()
     assert split_result(result, found.tasks["cloze"]) is not None
+    capsys.readouterr()
+    # other items than those that were looked for are told, and can be looked for
+    other = ["--shots", "1", "--limit", "7"]
+    for told in (True, False):
+        assert strata("evaluate", run, "--tasks", "cloze", *other) == 0
+        assert ("knows other items of cloze" in capsys.readouterr().out) is told
+        assert strata("data", "overlap", run, "--tasks", "cloze", *other) == 0
+        capsys.readouterr()
     # the corpus itself as the sets' data: all of it is dirty
     corpus = Config.load(run / "config.toml").data.corpus
     lines = tmp_path / "lambada_openai_test.jsonl"

@@ -204,6 +204,17 @@ def test_repetition_penalty_counts_the_prompt_and_what_is_written():
     unlike = generate(model, TOKENIZER, "a", repetition_penalty=1.5, **options)
     assert unlike == "\x00\x01\x02\x03\x04"
 
+    # a document of the model's own holds nothing yet
+    assert len(generate(model, TOKENIZER, None, repetition_penalty=1.5, **options)) == 5
+
+
+def test_weights_that_are_no_numbers_write_nothing():
+    model = BigramModel.uniform()
+    model.logits[:] = torch.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            generate(model, TOKENIZER, "a", temperature=temperature)
+
 
 def test_prompts_are_read_at_once_and_written_as_if_alone():
     prompts = ["x", "xyz", "x", None, "a longer one"]

@@ -434,6 +434,10 @@ def test_lm_eval_lets_the_model_write_as_strata_does(model, tokenizer):
     assert first == generate(
         model, tokenizer, "Owls", max_new_tokens=256, temperature=0.9, top_p=0.9, seed=0
     )
+    # one that is too long loses its beginning, and an empty one is a document of the model's own
+    asked = [("Owls hunt. " * 400, settings), ("", settings)]
+    instances = [Instance("generate_until", {}, one, 0) for one in asked]
+    assert len(lm.generate_until(instances, disable_tqdm=True)) == 2
     unknown = Instance("generate_until", {}, ("Owls", {"num_beams": 4}), 0)
     with pytest.raises(ValueError, match="no way to generate with num_beams"):
         lm.generate_until([unknown], disable_tqdm=True)

@@ -245,6 +245,37 @@ def test_evaluate_scores_a_cloze_by_greedy_match(data):
     assert result.metrics["perplexity"] == pytest.approx(math.exp(-sum(by_hand) / 3), rel=1e-6)
 
 
+def test_a_result_says_how_many_examples_stood_before_each_item(data):
+    model = BigramModel.uniform(context_length=512)
+    for shots in (0, 1):
+        found = evaluate(model, TOKENIZER, ["copa"], data_dir=data, shots=shots, progress=False)
+        assert found["copa"].shots == shots
+
+
+def test_weights_that_are_no_numbers_have_no_score(data):
+    model = BigramModel.uniform()
+    model.logits[:] = math.nan
+    with pytest.raises(ValueError, match="task 'copa': the model's log-likelihoods are not finite"):
+        evaluate(model, TOKENIZER, ["copa"], data_dir=data, progress=False)
+
+
+class Disagreeing:
+    """The first of two processes, of which the other has other items."""
+
+    first, rank, size = True, 0, 2
+
+    def gather(self, value):
+        return [value, "what the other asks"]
+
+
+def test_processes_that_do_not_ask_the_same_are_told(data):
+    with pytest.raises(ValueError, match="task 'copa': the processes have different items"):
+        evaluate(
+            BigramModel.uniform(), TOKENIZER, ["copa"], data_dir=data, progress=False,
+            processes=Disagreeing(),
+        )  # fmt: skip
+
+
 def test_evaluate_takes_the_likelier_choice(data):
     model = BigramModel.that_writes("ab")
     result = evaluate(model, TOKENIZER, ["copa"], data_dir=data, progress=False)["copa"]
@@ -400,6 +431,14 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_if_nobody_had(documents, 
     assert len(second.rows) == n_batches - 1  # of the two that were done, one lost its last line
     third = interrupting(0)
     assert evaluate_kept(third, documents, tmp_path / "cut") == whole  # asks nothing any more
+
+
+def test_answers_of_another_configuration_are_not_taken(documents, tmp_path):
+    evaluate_kept(interrupting(10**9), documents, tmp_path)
+    other = interrupting(10**9)
+    other.config.window_length = 7
+    evaluate_kept(other, documents, tmp_path)
+    assert len(other.rows) > 3
 
 
 def test_answers_of_other_weights_are_not_taken(documents, tmp_path):

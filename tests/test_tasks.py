@@ -139,6 +139,9 @@ def test_a_missing_field_and_a_broken_line_are_named(tmp_path):
     path = write(tmp_path / "winogrande_val.jsonl", {"sentence": "no gap", "answer": "1"})
     with pytest.raises(ValueError, match="a sentence with a gap"):
         read_items("winogrande", path)
+    path = write(tmp_path / "wikitext2_test.jsonl", {"text": " \n"})
+    with pytest.raises(ValueError, match=r"line 1: field 'text' is ' \\n', expected a text"):
+        read_items("wikitext2", path)
 
 
 def test_a_file_that_is_no_text_or_is_cut_off_is_named(tmp_path):

@@ -125,7 +125,7 @@ def evaluate(
     other: Positional[Path | None] = None,
     tasks: tuple[str, ...] = (),
     shots: int = -1,
-    limit: int = 0,
+    limit: int = -1,
     data_dir: str = "",
 ) -> None:
     """Score a run on its tasks, beside GPT-3, or compare two runs item by item.
@@ -143,7 +143,7 @@ def evaluate(
         other: The folder of a second run, to be compared with the first.
         tasks: Names of tasks; those of the run's configuration if none are given.
         shots: Solved examples before each item; -1 = what the run's configuration says.
-        limit: Items a task; 0 = what the run's configuration says.
+        limit: Items a task; 0 = all, -1 = what the run's configuration says.
         data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
     """
     from strata import evaluation
@@ -175,7 +175,7 @@ def evaluate(
                 tasks or asked.tasks,
                 data_dir=data_dir or asked.data_dir or None,
                 shots=asked.shots if shots < 0 else shots,
-                limit=limit or asked.limit or None,
+                limit=asked.limit if limit < 0 else limit,
                 documents=corpus.documents("validation"),
                 batch_tokens=asked.batch_tokens,
                 journal=folder / "evaluation",
@@ -192,6 +192,14 @@ def evaluate(
         overlap = folder / "overlap.json"
         known = evaluation.load_overlap(overlap) if overlap.is_file() else None
         print_table(str(folder), *evaluation.results_table(found, known, **precision))
+        unlike = [
+            name
+            for name, result in found.items()
+            if known and not evaluation.split_result(result, known.tasks.get(name))
+        ]
+        if unlike:
+            print(f"{overlap} knows other items of {', '.join(unlike)}: look for these with "
+                  f"strata data overlap {folder}, and the same --limit and --shots")  # fmt: skip
         header, rows = evaluation.gpt3_table(found, **precision)
         if rows:
             print_table("beside GPT-3", header, rows)

@@ -168,6 +168,8 @@ def data_overlap(
     run: Annotated[Positional[Path | None], arg(help="The folder of a run.")] = None,
     corpus: str = "",
     tasks: tuple[str, ...] = (),
+    shots: int = -1,
+    limit: int = -1,
     data_dir: str = "",
     output: Path | None = None,
 ) -> None:
@@ -180,6 +182,8 @@ def data_overlap(
     Args:
         corpus: Instead of the run's: "installed", files:GLOB or hub:OWNER/NAME:GLOB.
         tasks: Names of tasks; all whose data is there if none are given.
+        shots: As strata evaluate has it, so that its items are known again; -1 = the configuration.
+        limit: The same, of the tasks that are made from held-out documents.
         data_dir: Folder with the tasks' data; else the configuration's, or where downloads go.
         output: The file to write; RUN/overlap.json if it is not given.
     """
@@ -195,8 +199,8 @@ def data_overlap(
         open_corpus(data),
         tasks,
         data_dir=data_dir or settings.evaluation.data_dir or None,
-        limit=settings.evaluation.limit or None,
-        shots=settings.evaluation.shots,
+        limit=settings.evaluation.limit if limit < 0 else limit,
+        shots=settings.evaluation.shots if shots < 0 else shots,
         progress=True,
     )
     print_table("in the training corpus", *evaluation.overlap_table(overlap))

@@ -148,6 +148,8 @@ def _load_model(run: Path) -> "Transformer":
 
     runtime = choose_runtime(TrainingConfig())
     apply_runtime(runtime)
-    model = load_trained(run, runtime).model
+    model, _, source = load_trained(run, runtime)
+    if source.is_dir():
+        print(f"{run} is not finished: asking {source}", file=sys.stderr)
     # one token at a time, a GPU mostly waits for the weights, and bfloat16 halves them
     return model.to(runtime.dtype) if runtime.device.type == "cuda" else model

@@ -29,6 +29,7 @@ from strata.evaluation.overlap import (
     find_overlap,
     load_overlap,
     save_overlap,
+    split_result,
 )
 from strata.evaluation.reference import (
     GPT3_FEW_SHOT,
@@ -111,5 +112,6 @@ __all__ = [
     "save_results",
     "score_continuations",
     "score_texts",
+    "split_result",
     "unigram_bits_per_byte",
 ]

@@ -135,7 +135,7 @@ def generate_steps(
 
     Raises:
         ValueError: an argument out of its range, named with its value; an empty prompt, or one
-            longer than the model's context.
+            longer than the model's context; weights that are not numbers.
     """
     if not 0 <= alternatives <= tokenizer.vocab_size:
         raise ValueError(
@@ -233,6 +233,8 @@ def _write(
             len(rows), min(longest + max_new_tokens - 1, model.config.context_length)
         )
         logits = _read_prompts(model, cache, rows)  # (rows, vocab)
+        if bool(logits.isnan().any()):
+            raise ValueError("the model's logits are not numbers: its weights hold nan or inf")
         if max_new_tokens > FEW_TOKENS:
             model = model.for_few_rows()
     for count in range(1, max_new_tokens + 1):

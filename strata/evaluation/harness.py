@@ -157,6 +157,8 @@ class StrataLM(LM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to one of the strings that end it.
 
+        An empty context asks for a document of the model's own.
+
         Raises:
             ValueError: a task asks for a way of generating that Strata does not have.
         """
@@ -177,7 +179,7 @@ class StrataLM(LM):  # type: ignore[misc]
                 text = generate(
                     self.model,
                     self.tokenizer,
-                    context,
+                    self._end_of(context, length) or None,
                     max_new_tokens=length,
                     temperature=temperature,
                     stop=stop,
@@ -186,6 +188,17 @@ class StrataLM(LM):  # type: ignore[misc]
                 )
             texts.append(text)
         return texts
+
+    def _end_of(self, context: str, length: int) -> str:
+        """What of a context the model has room for before `length` tokens, or in half of its own.
+
+        A longer one loses its beginning, as before a continuation that is scored.
+        """
+        whole = self.model.config.context_length - 1  # the separator stands before it
+        room = max(whole - length, whole // 2)
+        ids = self.tokenizer.encode(context)
+        # what is left of a character that was cut is no text
+        return self.tokenizer.decode(ids[-room:]).lstrip("\ufffd") if len(ids) > room else context
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.bfloat16:

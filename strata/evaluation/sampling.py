@@ -121,9 +121,8 @@ def penalize(logits: Tensor, held: Sequence[Iterable[int]], penalty: float) -> T
     Args:
         held: for each row the tokens, each once, whose logits it lowers.
     """
-    rows = torch.tensor([row for row, tokens in enumerate(held) for _ in tokens])
-    ids = torch.tensor([token for tokens in held for token in tokens])
-    places = rows.to(logits.device), ids.to(logits.device)
+    pairs = [(row, token) for row, tokens in enumerate(held) for token in tokens]
+    places = tuple(torch.tensor(pairs, dtype=torch.long, device=logits.device).view(-1, 2).T)
     before = logits[places]
     adjusted = logits.clone()
     adjusted[places] = torch.where(before > 0, before / penalty, before * penalty)

@@ -83,7 +83,8 @@ def evaluate(
 
     Raises:
         ValueError: an unknown task, with the nearest name; a record that does not fit, with file
-            and line; held-out documents of which no item can be made; a journal without `weights`.
+            and line; held-out documents of which no item can be made; a journal without `weights`;
+            log-likelihoods that are not finite; processes that do not ask the same.
         FileNotFoundError: `data_dir` is no folder.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
@@ -177,6 +178,7 @@ def score_items(
         higher_is_better=task.metric != "bits_per_byte",
         metrics=metrics,
         items=scored,
+        shots=shots,
     )
 
 
@@ -193,10 +195,17 @@ def _answers(
     """The answers to all requests, from the journal or from the model."""
     answers: dict[int, Answer] = {}
     kept = None
-    if folder is not None:
+    if folder is not None or processes is not None:
         kind = model.device.type
         arithmetic = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        asked = identity_of(requests, weights, batch_tokens, kind, arithmetic)
+        asked = identity_of(requests, weights, model.config, batch_tokens, kind, arithmetic)
+        # answers to other requests, or of other weights, must not be mixed with those of this one
+        if processes is not None and len(set(processes.gather(asked))) > 1:
+            raise ValueError(
+                f"task {name!r}: the processes have different items or weights; give all of them "
+                "the same data, and a run that is not being trained meanwhile"
+            )
+    if folder is not None:
         kept = Journal(folder, name, asked, len(requests), processes)
         answers |= kept.known
     mine: dict[int, Answer] = {}
@@ -215,7 +224,13 @@ def _answers(
                 write_answers(file, batch)
     for others in processes.gather(mine) if processes else [mine]:
         answers |= others
-    return [answers[number] for number in range(len(requests))]
+    ordered = [answers[number] for number in range(len(requests))]
+    # where nothing is a number the first choice would be taken, which is always right in some tasks
+    if not all(math.isfinite(answer.log_likelihood) for answer in ordered):
+        raise ValueError(
+            f"task {name!r}: the model's log-likelihoods are not finite: see its weights"
+        )
+    return ordered
 
 
 def _choice_results(

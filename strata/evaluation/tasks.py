@@ -136,6 +136,8 @@ _WIKITEXT_RULES = (
 
 def _wikitext(record: Record) -> Item:
     article = text = record.text("text")
+    if not article.strip():
+        raise record.unfit("text", article, "a text")
     for pattern, replacement in _WIKITEXT_RULES:
         text = re.sub(pattern, replacement, text)
     return Item(
