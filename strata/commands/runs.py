@@ -187,6 +187,8 @@ def evaluate(
     leave_processes()
     if not processes.first:
         return
+    if not all(results):
+        raise FileNotFoundError("no task was scored, since none has its data here; see above")
     for folder, found in zip(folders, results, strict=True):
         evaluation.save_results(found, folder / "evaluation.json")
         overlap = folder / "overlap.json"

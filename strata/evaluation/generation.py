@@ -197,8 +197,8 @@ def prompt_tokens(prompt: str | None, tokenizer: Tokenizer, context_length: int)
     """
     if prompt == "":
         raise ValueError(
-            "the prompt is empty: give some text to continue, or None for a document of the "
-            "model's own"
+            "the prompt is empty: give some text to continue, or ask for a document of the model's "
+            "own (prompt=None, --unprompted)"
         )
     tokens = [tokenizer.document_separator, *(tokenizer.encode(prompt) if prompt else [])]
     if len(tokens) > context_length:
