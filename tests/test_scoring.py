@@ -259,6 +259,14 @@ def test_weights_that_are_no_numbers_have_no_score(data):
         evaluate(model, TOKENIZER, ["copa"], data_dir=data, progress=False)
 
 
+def test_the_task_of_an_item_that_the_context_does_not_hold_is_named(data):
+    with pytest.raises(ValueError, match="task 'copa': the continuation '  ab'"):
+        evaluate(
+            BigramModel.uniform(context_length=2), TOKENIZER, ["copa"], data_dir=data,
+            progress=False,
+        )  # fmt: skip
+
+
 class Disagreeing:
     """The first of two processes, of which the other has other items."""
 

@@ -84,7 +84,8 @@ def evaluate(
     Raises:
         ValueError: an unknown task, with the nearest name; a record that does not fit, with file
             and line; held-out documents of which no item can be made; a journal without `weights`;
-            log-likelihoods that are not finite; processes that do not ask the same.
+            a continuation longer than the model's context; log-likelihoods that are not finite;
+            processes that do not ask the same.
         FileNotFoundError: `data_dir` is no folder.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
@@ -105,21 +106,24 @@ def evaluate(
             if processes is None or processes.first:
                 print(how_to_get(name, data_dir), file=sys.stderr)
             continue
-        results[name] = score_items(
-            model,
-            tokenizer,
-            name,
-            items,
-            shots=shots,
-            seed=seed,
-            batch_tokens=batch_tokens,
-            bootstrap_samples=bootstrap_samples,
-            confidence=confidence,
-            journal=journal,
-            weights=weights,
-            processes=processes,
-            progress=progress,
-        )
+        try:
+            results[name] = score_items(
+                model,
+                tokenizer,
+                name,
+                items,
+                shots=shots,
+                seed=seed,
+                batch_tokens=batch_tokens,
+                bootstrap_samples=bootstrap_samples,
+                confidence=confidence,
+                journal=journal,
+                weights=weights,
+                processes=processes,
+                progress=progress,
+            )
+        except ValueError as error:
+            raise ValueError(f"task {name!r}: {error}") from error
     return results
 
 
@@ -139,7 +143,7 @@ def score_items(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> TaskResult:
-    """The model's score on the items of one task; arguments as `evaluate`'s.
+    """The model's score on the items of one task; arguments and errors as `evaluate`'s.
 
     Args:
         items: from `load_items`.
@@ -202,7 +206,7 @@ def _answers(
         # answers to other requests, or of other weights, must not be mixed with those of this one
         if processes is not None and len(set(processes.gather(asked))) > 1:
             raise ValueError(
-                f"task {name!r}: the processes have different items or weights; give all of them "
+                "the processes have different items or weights; give all of them "
                 "the same data, and a run that is not being trained meanwhile"
             )
     if folder is not None:
@@ -227,9 +231,7 @@ def _answers(
     ordered = [answers[number] for number in range(len(requests))]
     # where nothing is a number the first choice would be taken, which is always right in some tasks
     if not all(math.isfinite(answer.log_likelihood) for answer in ordered):
-        raise ValueError(
-            f"task {name!r}: the model's log-likelihoods are not finite: see its weights"
-        )
+        raise ValueError("the model's log-likelihoods are not finite: see its weights")
     return ordered
 
 
