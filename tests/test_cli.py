@@ -206,6 +206,17 @@ def test_evaluating_two_runs_tells_the_difference_and_keeps_every_item(
     assert len(json.loads((run / "evaluation.json").read_text())["cloze"]["items"]) == 5
 
 
+def test_where_nothing_is_scored_the_results_that_are_there_stay(
+    run: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (run / "evaluation.json").write_text("{}")
+    assert strata("evaluate", run, "--tasks", "piqa", "--data-dir", tmp_path) == 1
+    told = capsys.readouterr().err
+    assert "no task was scored" in told
+    assert "strata data tasks piqa" in told
+    assert (run / "evaluation.json").read_text() == "{}"
+
+
 def test_the_configuration_says_how_many_items_unless_told_and_0_is_all(
     run: Path, tmp_path: Path
 ) -> None:

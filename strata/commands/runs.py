@@ -2,13 +2,17 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from strata.commands import Run, load_tokenizer, open_corpus, print_table
 from strata.config import Config
+
+if TYPE_CHECKING:
+    from strata.evaluation import TaskResult
 
 Preset = Annotated[str, arg(help="A named configuration: " + ", ".join(Config.presets()) + ".")]
 Spec = Annotated[
@@ -191,20 +195,7 @@ def evaluate(
         raise FileNotFoundError("no task was scored, since none has its data here; see above")
     for folder, found in zip(folders, results, strict=True):
         evaluation.save_results(found, folder / "evaluation.json")
-        overlap = folder / "overlap.json"
-        known = evaluation.load_overlap(overlap) if overlap.is_file() else None
-        print_table(str(folder), *evaluation.results_table(found, known, **precision))
-        unlike = [
-            name
-            for name, result in found.items()
-            if known and not evaluation.split_result(result, known.tasks.get(name))
-        ]
-        if unlike:
-            print(f"{overlap} knows other items of {', '.join(unlike)}: look for these with "
-                  f"strata data overlap {folder}, and the same --limit and --shots")  # fmt: skip
-        header, rows = evaluation.gpt3_table(found, **precision)
-        if rows:
-            print_table("beside GPT-3", header, rows)
+        _print_scores(folder, found, precision)
     if other is not None:
         names = (run.name, other.name) if run.name != other.name else (str(run), str(other))
         table = evaluation.comparison_table(results[0], results[1], names, **precision)
@@ -213,6 +204,28 @@ def evaluate(
         print(f"left out, their data is not here: {', '.join(left_out)}")
     for folder in folders:
         print(f"every item: {folder / 'evaluation.json'}")
+
+
+def _print_scores(
+    folder: Path, results: Mapping[str, "TaskResult"], precision: dict[str, Any]
+) -> None:
+    """A run's scores, beside what its corpus holds of the items, if that is known, and GPT-3's."""
+    from strata import evaluation
+
+    path = folder / "overlap.json"
+    overlap = evaluation.load_overlap(path) if path.is_file() else None
+    print_table(str(folder), *evaluation.results_table(results, overlap, **precision))
+    unlike = [
+        name
+        for name, result in results.items()
+        if overlap and not evaluation.split_result(result, overlap.tasks.get(name))
+    ]
+    if unlike:
+        print(f"{path} knows other items of {', '.join(unlike)}: look for these with "
+              f"strata data overlap {folder}, and the same --limit and --shots")  # fmt: skip
+    header, rows = evaluation.gpt3_table(results, **precision)
+    if rows:
+        print_table("beside GPT-3", header, rows)
 
 
 def ablate(
