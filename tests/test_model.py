@@ -9,7 +9,7 @@ from small_models import GPT3, RECIPES, SIZE, STRATA, random_model, random_token
 from strata.config import Config
 from strata.model import Transformer, bits_per_byte, count_parameters, flops_per_token
 from strata.model.attention import rotate, rotation
-from strata.model.loss import score_targets
+from strata.model.loss import score_targets, soft_cap
 
 
 def test_parameters_of_the_gpt3_recipe_match_a_count_by_hand():
@@ -127,6 +127,24 @@ def test_scores_equal_the_log_probabilities_of_all_logits():
     torch.testing.assert_close(nats, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(correct, (log_probabilities.argmax(-1) == targets) & (targets != -100))
     assert score_targets(torch.ones(1, 2), torch.eye(2), *torch.tensor([[0], [0]]), 0)[1].item()
+
+
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_targets_are_scored_alike_over_pieces_of_a_large_vocabulary(cap):
+    # more tokens and more places than a CPU holds the logits of at once, none a multiple of it
+    generator = torch.Generator().manual_seed(0)
+    hidden = 3 * torch.randn(700, 8, generator=generator)
+    weight = torch.randn(2_500, 8, generator=generator)
+    places = torch.arange(700).repeat_interleave(2)
+    logits = soft_cap(hidden @ weight.T, cap).double()
+    best = logits.argmax(-1)
+    targets = torch.randint(2_500, (1_400,), generator=generator)
+    targets[::2] = best  # in every piece some are the likeliest
+    assert len((best // 1_024).unique()) == 3
+    nats, correct = score_targets(hidden, weight, places, targets, cap)
+    expected = -logits.log_softmax(-1)[places, targets]
+    torch.testing.assert_close(nats, expected.float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(correct, targets == best[places])
 
 
 def test_an_untrained_strata_model_is_as_unsure_as_can_be():

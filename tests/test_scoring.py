@@ -441,12 +441,16 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_if_nobody_had(documents, 
     assert evaluate_kept(third, documents, tmp_path / "cut") == whole  # asks nothing any more
 
 
-def test_answers_of_another_configuration_are_not_taken(documents, tmp_path):
+def test_answers_of_another_configuration_or_arithmetic_are_not_taken(documents, tmp_path):
     evaluate_kept(interrupting(10**9), documents, tmp_path)
     other = interrupting(10**9)
     other.config.window_length = 7
     evaluate_kept(other, documents, tmp_path)
     assert len(other.rows) > 3
+    coarse = interrupting(10**9)
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluate_kept(coarse, documents, tmp_path)
+    assert len(coarse.rows) > 3
 
 
 def test_answers_of_other_weights_are_not_taken(documents, tmp_path):

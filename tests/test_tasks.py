@@ -1,5 +1,6 @@
 """Tasks: the prompts word by word, errors that name file and line, items from held-out texts."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -93,7 +94,7 @@ def test_arc_and_openbookqa_are_normalised_as_gpt3_does(tmp_path):
         assert item.unconditional == "Answer:"
 
 
-def test_a_compressed_file_is_found_and_read(tmp_path):
+def test_a_compressed_file_is_found_and_read(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "piqa_val.jsonl.gz", "wt") as file:
         file.write(json.dumps(RECORDS["piqa"][0]) + "\n\n")
     path = task_file("piqa", tmp_path)
@@ -102,6 +103,8 @@ def test_a_compressed_file_is_found_and_read(tmp_path):
     assert task_file("boolq", tmp_path) is None
     assert task_file("boolq", "") is None
     assert "boolq_val.jsonl" in how_to_get("boolq", tmp_path)
+    monkeypatch.setitem(TASKS, "own", dataclasses.replace(TASKS["piqa"], file="own"))
+    assert f"no own.jsonl in {tmp_path}; put it there" in how_to_get("own", tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         task_file("piqa", tmp_path / "nowhere")
 

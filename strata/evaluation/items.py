@@ -143,10 +143,13 @@ def how_to_get(name: str, data_dir: str | Path | None) -> str:
     task = find_task(name)
     if name in EMBEDDED:
         return f"{name}: skipped; it is made from held-out documents, and none were given"
-    into = f" --folder {data_dir}" if data_dir else ""
+    brings = ""
+    if name in SOURCES:  # a task of one's own may have none
+        into = f" --folder {data_dir}" if data_dir else ""
+        size = f"{SOURCES[name].size / 1e6:.1f} MB"
+        brings = f"`strata data tasks {name}{into}` brings it ({size}), or "
     return (
-        f"{name}: skipped, no {task.file}.jsonl in {data_dir or evaluation_folder()}; "
-        f"`strata data tasks {name}{into}` brings it ({SOURCES[name].size / 1e6:.1f} MB), or put "
+        f"{name}: skipped, no {task.file}.jsonl in {data_dir or evaluation_folder()}; {brings}put "
         f"it there, one JSON object a line with the fields {task.fields}"
     )
 
