@@ -110,7 +110,7 @@ def strata_writer() -> Write:
         }
     )
     apply_runtime(choose_runtime(config.training))
-    model, tokenizer = Transformer(config.model).eval(), Ids()
+    model, tokenizer = Transformer(config.model).eval().for_few_rows(), Ids()
 
     def write(case: Case) -> Times:
         # the separator stands before a prompt

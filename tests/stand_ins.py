@@ -56,9 +56,6 @@ class BigramModel:
         nats = -logits.gather(1, targets[:, None])[:, 0]
         return nats.float(), logits.argmax(-1) == targets
 
-    def for_few_rows(self):
-        return self
-
     def new_cache(self, batch_size, capacity=0):
         return BigramCache(batch_size, capacity or self.config.context_length)
 

@@ -333,3 +333,58 @@ def test_a_table_beside_gpt3_says_the_size_and_its_interval():
     assert rows[1][5:] == ["below 125M", "below 125M"]
     assert rows[2][5:] == ["below 125M", "below 125M"]
     assert gpt3_table({"blimp": results["blimp"]})[1] == []
+
+
+# --- by hand -------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_one():
+    # 200 items, 60 % right: the standard error is sqrt(0.6 * 0.4 / 200)
+    values = np.array([1.0] * 120 + [0.0] * 80)
+    low, high = bootstrap_interval(values, np.ones(200), np.full(200, ALONE), n_samples=10_000)
+    error = math.sqrt(0.6 * 0.4 / 200)
+    assert low == pytest.approx(0.6 - 1.96 * error, abs=0.01)
+    assert high == pytest.approx(0.6 + 1.96 * error, abs=0.01)
+    assert (low, high) == bootstrap_interval(
+        values, np.ones(200), np.full(200, ALONE), n_samples=10_000
+    )
+
+
+def test_items_of_one_cluster_count_as_one_draw():
+    # 50 clusters of 4 equal items are 50 independent items, not 200
+    values = np.repeat(np.array([1.0, 0.0] * 25), 4)
+    clustered = bootstrap_interval(values, np.ones(200), np.repeat(np.arange(50), 4))
+    single = bootstrap_interval(values[::4], np.ones(50), np.full(50, ALONE))
+    assert clustered == pytest.approx(single)
+    apart = bootstrap_interval(values, np.ones(200), np.full(200, ALONE))
+    assert clustered[1] - clustered[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
+
+
+def test_answers_that_are_all_wrong_leave_the_exact_doubt():
+    # (1 - p)^20 = 0.025: with 20 wrong answers p may be as high as 16.8 %
+    low, high = score_interval(np.zeros(20), np.ones(20), np.full(20, ALONE))
+    assert (low, high) == (0.0, pytest.approx(0.1684, abs=1e-4))
+    assert (1 - high) ** 20 == pytest.approx(0.025)
+    low, high = score_interval(np.ones(40), np.ones(40), np.repeat(np.arange(20), 2))
+    assert (low, high) == (pytest.approx(1 - 0.1684, abs=1e-4), 1.0)
+
+
+def test_the_permutation_test_of_right_and_wrong_is_mcnemars():
+    # 12 items for the second model, 4 for the first, the rest alike; the exact test sums the
+    # binomial tails of 16 tosses
+    differences = np.array([1.0] * 12 + [-1.0] * 4 + [0.0] * 100)
+    exact = 2 * sum(math.comb(16, k) for k in range(12, 17)) / 2**16
+    found = permutation_p_value(differences, np.full(116, ALONE), n_samples=100_000)
+    assert found == pytest.approx(exact, abs=0.004)
+    assert permutation_p_value(np.zeros(5), np.full(5, ALONE)) == 1.0
+
+
+def test_pairing_narrows_the_interval_of_a_difference():
+    generator = np.random.default_rng(0)
+    hard = generator.random(300)
+    first = (hard < 0.50).astype(float)
+    second = (hard < 0.56).astype(float)
+    found = paired_difference(first, second, np.ones(300), np.full(300, ALONE))
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert found.interval[0] > 0
+    assert found.p_value < 0.01

@@ -169,7 +169,7 @@ def test_a_prompt_beyond_the_context_is_refused():
 
 
 def test_an_empty_prompt_is_refused_with_what_to_do_instead():
-    with pytest.raises(ValueError, match=r"prompt is empty.*None for a document"):
+    with pytest.raises(ValueError, match=r"prompt is empty.*prompt=None, --unprompted"):
         generate_batch(BigramModel.uniform(), TOKENIZER, ["a", ""])
 
 

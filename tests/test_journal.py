@@ -4,7 +4,14 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+import torch
+from stand_ins import BigramModel, ByteTokenizer
 from two_processes import run_on_processes
+
+from strata.evaluation import evaluate
+
+TOKENIZER = ByteTokenizer()
 
 EVALUATE = """
 import json, sys
@@ -64,3 +71,78 @@ def test_an_evaluation_cut_off_on_two_processes_goes_on_with_three_and_with_one(
     assert again == whole  # to the last bit
     assert 0 < sum(fewer) < sum(passes)
     assert evaluate_on(1, tmp_path) == (whole, [0])  # nothing is left to ask
+
+
+# --- one process ---------------------------------------------------------------------------------
+
+
+class Interrupting(BigramModel):
+    """Stops in the middle, as a killed process does."""
+
+    calls_left = 10**9
+
+    def score_branches(self, *arguments):
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+        self.calls_left -= 1
+        return super().score_branches(*arguments)
+
+
+def evaluate_kept(model, documents, folder, weights="w1", **options):
+    (result,) = evaluate(
+        model, TOKENIZER, ["cloze"], documents=documents, limit=60, batch_tokens=1_024,
+        journal=folder, weights=weights, progress=False, **options,
+    ).values()  # fmt: skip
+    return result
+
+
+@pytest.fixture(scope="module")
+def documents():
+    words = ["Strata", "layers", "grain", "stone", "river", "slope", "valley"]
+    return [
+        " ".join(f"{words[(i * k) % 7]} {words[(i + k) % 7]}." for i in range(1, 90))
+        for k in range(1, 12)
+    ]
+
+
+def interrupting(calls_left):
+    model = Interrupting.that_writes("stone river slope", context_length=512)
+    model.calls_left = calls_left
+    return model
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_if_nobody_had(documents, tmp_path):
+    whole_model = interrupting(10**9)
+    whole = evaluate_kept(whole_model, documents, tmp_path / "whole")
+    n_batches = len(whole_model.rows)
+    assert n_batches > 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_kept(interrupting(2), documents, tmp_path / "cut")
+    (path,) = (tmp_path / "cut").iterdir()
+    path.write_bytes(path.read_bytes()[:-7])  # a line that was not written to its end
+    second = interrupting(10**9)
+    assert evaluate_kept(second, documents, tmp_path / "cut") == whole
+    assert len(second.rows) == n_batches - 1  # of the two that were done, one lost its last line
+    third = interrupting(0)
+    assert evaluate_kept(third, documents, tmp_path / "cut") == whole  # asks nothing any more
+
+
+def test_answers_of_another_configuration_or_arithmetic_are_not_taken(documents, tmp_path):
+    evaluate_kept(interrupting(10**9), documents, tmp_path)
+    other = interrupting(10**9)
+    other.config.window_length = 7
+    evaluate_kept(other, documents, tmp_path)
+    assert len(other.rows) > 3
+    coarse = interrupting(10**9)
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluate_kept(coarse, documents, tmp_path)
+    assert len(coarse.rows) > 3
+
+
+def test_answers_of_other_weights_are_not_taken(documents, tmp_path):
+    evaluate_kept(interrupting(10**9), documents, tmp_path)
+    other = interrupting(10**9)
+    evaluate_kept(other, documents, tmp_path, weights="w2")
+    assert len(other.rows) > 3
+    with pytest.raises(ValueError, match="certain weights"):
+        evaluate_kept(other, documents, tmp_path, weights="")

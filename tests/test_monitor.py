@@ -108,7 +108,9 @@ def test_a_run_with_scores_has_the_weights_and_the_other_numbers_of_one_without(
     monitored, config, tmp_path
 ):
     unasked = config.override({"training.evaluate_every": 0})
-    Trainer(unasked, tmp_path / "run", [TaskMonitor(LETTERS)], progress=False).fit()
+    with pytest.raises(ValueError, match="evaluate_every = 0"):
+        Trainer(unasked, tmp_path / "run", [TaskMonitor(LETTERS)], progress=False)
+    Trainer(unasked, tmp_path / "run", [TaskMonitor()], progress=False).fit()
     assert not scores(tmp_path / "run")
     rest = [
         {key: value for key, value in line.items() if "/" not in key}

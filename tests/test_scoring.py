@@ -22,18 +22,11 @@ from strata.evaluation import (
     score_texts,
     unigram_bits_per_byte,
 )
-from strata.evaluation.comparison import (
-    bootstrap_interval,
-    paired_difference,
-    permutation_p_value,
-    score_interval,
-)
 from strata.evaluation.scoring import request_of, windows_of
 from strata.model import Transformer
 from strata.tokenizer import Tokenizer
 
 TOKENIZER = ByteTokenizer()
-ALONE = -1
 
 
 def random_model(seed=0, **kwargs):
@@ -154,58 +147,6 @@ def test_unigram_bits_per_byte_are_laplaces_rule():
 def test_unigram_bits_per_byte_refuse_tables_of_different_length():
     with pytest.raises(ValueError, match="2 entries, byte_lengths 3"):
         unigram_bits_per_byte(np.ones(2), np.array([0]), np.ones(3))
-
-
-def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_one():
-    # 200 items, 60 % right: the standard error is sqrt(0.6 * 0.4 / 200)
-    values = np.array([1.0] * 120 + [0.0] * 80)
-    low, high = bootstrap_interval(values, np.ones(200), np.full(200, ALONE), n_samples=10_000)
-    error = math.sqrt(0.6 * 0.4 / 200)
-    assert low == pytest.approx(0.6 - 1.96 * error, abs=0.01)
-    assert high == pytest.approx(0.6 + 1.96 * error, abs=0.01)
-    assert (low, high) == bootstrap_interval(
-        values, np.ones(200), np.full(200, ALONE), n_samples=10_000
-    )
-
-
-def test_items_of_one_cluster_count_as_one_draw():
-    # 50 clusters of 4 equal items are 50 independent items, not 200
-    values = np.repeat(np.array([1.0, 0.0] * 25), 4)
-    clustered = bootstrap_interval(values, np.ones(200), np.repeat(np.arange(50), 4))
-    single = bootstrap_interval(values[::4], np.ones(50), np.full(50, ALONE))
-    assert clustered == pytest.approx(single)
-    apart = bootstrap_interval(values, np.ones(200), np.full(200, ALONE))
-    assert clustered[1] - clustered[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.15)
-
-
-def test_answers_that_are_all_wrong_leave_the_exact_doubt():
-    # (1 - p)^20 = 0.025: with 20 wrong answers p may be as high as 16.8 %
-    low, high = score_interval(np.zeros(20), np.ones(20), np.full(20, ALONE))
-    assert (low, high) == (0.0, pytest.approx(0.1684, abs=1e-4))
-    assert (1 - high) ** 20 == pytest.approx(0.025)
-    low, high = score_interval(np.ones(40), np.ones(40), np.repeat(np.arange(20), 2))
-    assert (low, high) == (pytest.approx(1 - 0.1684, abs=1e-4), 1.0)
-
-
-def test_the_permutation_test_of_right_and_wrong_is_mcnemars():
-    # 12 items for the second model, 4 for the first, the rest alike; the exact test sums the
-    # binomial tails of 16 tosses
-    differences = np.array([1.0] * 12 + [-1.0] * 4 + [0.0] * 100)
-    exact = 2 * sum(math.comb(16, k) for k in range(12, 17)) / 2**16
-    found = permutation_p_value(differences, np.full(116, ALONE), n_samples=100_000)
-    assert found == pytest.approx(exact, abs=0.004)
-    assert permutation_p_value(np.zeros(5), np.full(5, ALONE)) == 1.0
-
-
-def test_pairing_narrows_the_interval_of_a_difference():
-    generator = np.random.default_rng(0)
-    hard = generator.random(300)
-    first = (hard < 0.50).astype(float)
-    second = (hard < 0.56).astype(float)
-    found = paired_difference(first, second, np.ones(300), np.full(300, ALONE))
-    assert found.difference == pytest.approx(second.mean() - first.mean())
-    assert found.interval[0] > 0
-    assert found.p_value < 0.01
 
 
 # --- results -----------------------------------------------------------------------------------
@@ -385,78 +326,3 @@ def test_two_models_are_compared_on_the_same_items(data):
     assert results_table(second)[1][0][:2] == ["LAMBADA", "66.7"]
     with pytest.raises(ValueError, match="different items"):
         compare_results(first, run(BigramModel.uniform(), limit=2))
-
-
-# --- answers that are kept ---------------------------------------------------------------------
-
-
-class Interrupting(BigramModel):
-    """Stops in the middle, as a killed process does."""
-
-    calls_left = 10**9
-
-    def score_branches(self, *arguments):
-        if self.calls_left == 0:
-            raise KeyboardInterrupt
-        self.calls_left -= 1
-        return super().score_branches(*arguments)
-
-
-def evaluate_kept(model, documents, folder, weights="w1", **options):
-    (result,) = evaluate(
-        model, TOKENIZER, ["cloze"], documents=documents, limit=60, batch_tokens=1_024,
-        journal=folder, weights=weights, progress=False, **options,
-    ).values()  # fmt: skip
-    return result
-
-
-@pytest.fixture(scope="module")
-def documents():
-    words = ["Strata", "layers", "grain", "stone", "river", "slope", "valley"]
-    return [
-        " ".join(f"{words[(i * k) % 7]} {words[(i + k) % 7]}." for i in range(1, 90))
-        for k in range(1, 12)
-    ]
-
-
-def interrupting(calls_left):
-    model = Interrupting.that_writes("stone river slope", context_length=512)
-    model.calls_left = calls_left
-    return model
-
-
-def test_an_interrupted_evaluation_goes_on_and_ends_as_if_nobody_had(documents, tmp_path):
-    whole_model = interrupting(10**9)
-    whole = evaluate_kept(whole_model, documents, tmp_path / "whole")
-    n_batches = len(whole_model.rows)
-    assert n_batches > 3
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_kept(interrupting(2), documents, tmp_path / "cut")
-    (path,) = (tmp_path / "cut").iterdir()
-    path.write_bytes(path.read_bytes()[:-7])  # a line that was not written to its end
-    second = interrupting(10**9)
-    assert evaluate_kept(second, documents, tmp_path / "cut") == whole
-    assert len(second.rows) == n_batches - 1  # of the two that were done, one lost its last line
-    third = interrupting(0)
-    assert evaluate_kept(third, documents, tmp_path / "cut") == whole  # asks nothing any more
-
-
-def test_answers_of_another_configuration_or_arithmetic_are_not_taken(documents, tmp_path):
-    evaluate_kept(interrupting(10**9), documents, tmp_path)
-    other = interrupting(10**9)
-    other.config.window_length = 7
-    evaluate_kept(other, documents, tmp_path)
-    assert len(other.rows) > 3
-    coarse = interrupting(10**9)
-    with torch.autocast("cpu", torch.bfloat16):
-        evaluate_kept(coarse, documents, tmp_path)
-    assert len(coarse.rows) > 3
-
-
-def test_answers_of_other_weights_are_not_taken(documents, tmp_path):
-    evaluate_kept(interrupting(10**9), documents, tmp_path)
-    other = interrupting(10**9)
-    evaluate_kept(other, documents, tmp_path, weights="w2")
-    assert len(other.rows) > 3
-    with pytest.raises(ValueError, match="certain weights"):
-        evaluate_kept(other, documents, tmp_path, weights="")

@@ -88,8 +88,13 @@ class TaskMonitor:
         self._items: dict[str, list[Item]] | None = None
 
     def check(self, trainer: Training) -> None:
-        """Raise ValueError for a task that there is not, or not with `evaluation.shots`."""
+        """Raise ValueError for a task that there is not, or not with `evaluation.shots`, and for
+        texts that would never be read."""
         settings = trainer.config.evaluation
+        if self.texts and not trainer.config.training.evaluate_every:
+            raise ValueError(
+                "training.evaluate_every = 0: expected at least 1 where texts are to be measured"
+            )
         for name in settings.training_tasks:
             try:
                 find_task(name, settings.shots)

@@ -132,7 +132,9 @@ def penalize(logits: Tensor, held: Sequence[Iterable[int]], penalty: float) -> T
 def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (…, vocab) over the temperature, minus infinity where a token is cut off."""
     precise = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits.to(precise) / sampling.temperature
+    scaled = logits.to(precise)
+    # from the largest on, so that no temperature is too small to divide by
+    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / sampling.temperature
     floors = []
     if 0 < sampling.top_k < scaled.shape[-1]:
         ranked = scaled.topk(sampling.top_k).values  # (…, top_k), the likeliest first
@@ -142,7 +144,7 @@ def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1.0:
         floors.append(_nucleus_floor(ranked, sampling.top_p))
     if sampling.min_p > 0.0:
-        floors.append(scaled.amax(dim=-1, keepdim=True) + math.log(sampling.min_p))
+        floors.append(scaled.new_full((1,), math.log(sampling.min_p)))  # the largest is 0
     for floor in floors:
         scaled = scaled.masked_fill_(scaled < floor, -torch.inf)
     return scaled
