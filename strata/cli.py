@@ -146,11 +146,22 @@ def parse(arguments: Sequence[str]) -> Call:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(one_line(said.getvalue())) from None
+        raise UsageError(one_line(said.getvalue(), _command(arguments))) from None
 
 
-def one_line(frame: str) -> str:
-    """What tyro said in a frame of several lines and sections, as one line."""
+def _command(arguments: Sequence[str]) -> str:
+    """The command that the arguments begin with, as it is written."""
+    names = {function.__name__ for function in _SINGLE}
+    first, *rest = [*arguments, ""]
+    if first in names:
+        return f"strata {first}"
+    functions = _GROUPS.get(first, ())
+    known = {function.__name__.removeprefix(f"{first}_") for function in functions}
+    return " ".join(["strata", *([first] if functions else []), *(set(rest[:1]) & known)])
+
+
+def one_line(frame: str, command: str) -> str:
+    """What tyro said of a command in a frame of several lines and sections, as one line."""
     sections: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", frame).splitlines():
         inner = line.strip(" │")
@@ -166,8 +177,7 @@ def one_line(frame: str) -> str:
     for section in sections[1:]:
         if section and section[0].startswith("Perhaps you meant"):
             message += f"; perhaps you meant {section[1]}"
-    helps = re.findall(r"strata(?: [\w-]+)* --help", " ".join(map(" ".join, sections)))
-    return f"{message} ({max(helps, key=len, default='strata --help')} says more)"
+    return f"{message} ({command} --help says more)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

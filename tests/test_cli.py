@@ -291,7 +291,7 @@ def test_an_overlap_is_kept_with_the_run_and_knows_the_items_of_its_scores(
     other = ["--shots", "1", "--limit", "7"]
     for told in (True, False):
         assert strata("evaluate", run, "--tasks", "cloze", *other) == 0
-        assert ("knows other items of cloze" in capsys.readouterr().out) is told
+        assert ("is of other items" in capsys.readouterr().out) is told
         assert strata("data", "overlap", run, "--tasks", "cloze", *other) == 0
         capsys.readouterr()
     # the corpus itself as the sets' data: all of it is dirty
@@ -389,6 +389,11 @@ def test_the_doctor_recommends_the_largest_preset_that_fits_memory_and_a_day() -
         ("train", 1, "--run-dir"),
         ("train nowhere.toml --run-dir x", 1, "nowhere.toml"),
         ("evaluate nowhere", 1, "nowhere: no run is there"),
+        ("evaluate nowhere --limit -5", 1, "--limit -5: expected -1 or more"),
+        ("evaluate nowhere --limits 3", 2, "(strata evaluate --help says more)"),
+        ("generate nowhere --seed x", 2, "(strata generate --help says more)"),
+        ("data overlap --limt 1", 2, "(strata data overlap --help says more)"),
+        ("data --foo", 2, "(strata data --help says more)"),
         ("generate", 2, "RUN"),
         ("tune nano", 1, "nothing to search"),
         ("tune --trials 3 nano", 1, "preset comes first: strata tune nano"),

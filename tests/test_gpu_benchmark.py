@@ -26,7 +26,7 @@ def test_every_part_runs_at_toy_size_on_a_bare_machine(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(output.read_text())
     assert results["rehearsal"]
-    assert len(results["parts"]) == 11
+    assert len(results["parts"]) == 14
     for name, part in results["parts"].items():
         assert part["status"] == "done", (name, part)
         assert part["rows"], name

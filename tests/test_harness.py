@@ -449,7 +449,8 @@ def test_the_harness_makes_the_model_of_a_run_by_name(model, tokenizer, tmp_path
     tokenizer.save(tmp_path / "tokenizer.json")
     monkeypatch.setattr(Transformer, "load", lambda run, device: model if run else None)
     made = get_model("strata").create_from_arg_string(
-        f"run={tmp_path},bfloat16=True", {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
+        f"run={tmp_path},bfloat16=True",
+        {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"},  # which it says by default
     )
     assert made.tokenizer.identity == tokenizer.identity
     request = Instance("loglikelihood", {}, ("Owls hunt", " by night"), 0)

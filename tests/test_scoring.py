@@ -15,6 +15,7 @@ from strata.evaluation import (
     compare_results,
     comparison_table,
     evaluate,
+    load_items,
     load_results,
     results_table,
     save_results,
@@ -326,3 +327,13 @@ def test_two_models_are_compared_on_the_same_items(data):
     assert results_table(second)[1][0][:2] == ["LAMBADA", "66.7"]
     with pytest.raises(ValueError, match="different items"):
         compare_results(first, run(BigramModel.uniform(), limit=2))
+
+
+def test_items_that_lose_their_beginning_are_counted_and_told(data, capsys):
+    model = BigramModel.that_writes("ab", context_length=12)
+    result = evaluate(model, TOKENIZER, ["copa"], data_dir=data, progress=False)["copa"]
+    longest = [
+        max(len(a) + len(b) for a, b in item.requests) for item in load_items("copa", data_dir=data)
+    ]
+    assert result.n_cut == sum(length > 12 for length in longest) > 0
+    assert f"copa: {result.n_cut} of 3 items are too long" in capsys.readouterr().err

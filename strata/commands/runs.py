@@ -156,6 +156,8 @@ def evaluate(
     from strata.training.device import apply_runtime
     from strata.training.distributed import join_processes, leave_processes
 
+    if min(shots, limit) < -1:
+        raise ValueError(f"--shots {shots} --limit {limit}: expected -1 or more of each")
     runtime = choose_runtime(TrainingConfig())
     apply_runtime(runtime)
     processes = join_processes(runtime)
@@ -215,14 +217,16 @@ def _print_scores(
     path = folder / "overlap.json"
     overlap = evaluation.load_overlap(path) if path.is_file() else None
     print_table(str(folder), *evaluation.results_table(results, overlap, **precision))
+    looked_for = overlap.tasks if overlap else {}
     unlike = [
         name
         for name, result in results.items()
-        if overlap and not evaluation.split_result(result, overlap.tasks.get(name))
+        if name in looked_for and not evaluation.split_result(result, looked_for[name])
     ]
     if unlike:
-        print(f"{path} knows other items of {', '.join(unlike)}: look for these with "
-              f"strata data overlap {folder}, and the same --limit and --shots")  # fmt: skip
+        names = " ".join(unlike)
+        print(f"{path} is of other items: to look for these, strata data overlap {folder} "
+              f"--tasks {names} with the same --limit, --shots and --data-dir")  # fmt: skip
     header, rows = evaluation.gpt3_table(results, **precision)
     if rows:
         print_table("beside GPT-3", header, rows)

@@ -46,8 +46,8 @@ def generate(
         top_p: Draw from the fewest tokens that have this probability together.
         min_p: Draw from tokens at least so many times as likely as the likeliest; 0 = from all.
         repetition_penalty: Above 1, tokens that the text holds already become less likely.
-        stop: End before this string; may be given several times.
-        seed: Of the draws.
+        stop: End before this string; may be given several times, and the end of a line as $'\\n'.
+        seed: Of the draws; every further line of the input has the next one.
     """
     if (prompt is not None) + (file is not None) + unprompted > 1:
         raise ValueError("continue what? Give a prompt, or --file, or --unprompted, but one alone")

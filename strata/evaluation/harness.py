@@ -1,6 +1,6 @@
 """lm-evaluation-harness drives a Strata model: its hundreds of tasks, answered by Strata's engine.
 
-    pip install "strata-workbook[lm-eval]"
+    pip install -e '.[lm-eval]'
 
     import lm_eval
     from strata.evaluation.harness import StrataLM
@@ -37,7 +37,7 @@ try:
     from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise ImportError(
-        f'strata.evaluation.harness needs lm-eval: pip install "strata-workbook[lm-eval]" ({error})'
+        f'strata.evaluation.harness needs lm-eval: pip install -e ".[lm-eval]" ({error})'
     ) from error
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ class StrataLM(LM):  # type: ignore[misc]
             for name, value in given.items()
             if value is not None and name not in ("batch_size", "max_batch_size")
         }
+        if str(options.get("device", "")).startswith("cuda") and not torch.cuda.is_available():
+            del options["device"]  # the harness' default, whatever the machine
         if "run" not in options:
             raise ValueError("model strata: which run? Say --model_args run=runs/nano")
         return cls.from_run(**options)

@@ -73,6 +73,7 @@ class TaskResult:
     higher_is_better: False for bits per byte.
     metrics: every metric that the items allow, and ``acc/PART`` for each part of a task.
     shots: examples with their answers that stood before each question.
+    n_cut: items of which the model's context did not hold the beginning, examples or question.
     """
 
     task: str
@@ -86,6 +87,7 @@ class TaskResult:
     metrics: dict[str, float]
     items: tuple[ItemResult, ...]
     shots: int = 0
+    n_cut: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""

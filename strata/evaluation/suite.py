@@ -61,7 +61,8 @@ def evaluate(
 ) -> dict[str, TaskResult]:
     """The model's scores on the named tasks, in their order.
 
-    A task whose data is absent is left out, and one line on stderr says how to get it.
+    A task whose data is absent is left out, and one line on stderr says how to get it; another says
+    how many items of a task the model's context did not hold whole.
 
     Args:
         model: scored on the device it is on, in the arithmetic of the autocast around the call.
@@ -124,6 +125,13 @@ def evaluate(
             )
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
+        n_cut = results[name].n_cut
+        if n_cut and (processes is None or processes.first):
+            print(
+                f"{name}: {n_cut:,} of {len(items):,} items are too long for the model's context "
+                f"of {model.config.context_length:,} tokens and were asked without their beginning",
+                file=sys.stderr,
+            )
     return results
 
 
@@ -152,6 +160,7 @@ def score_items(
     task = find_task(name)
     context_length = model.config.context_length
     owners: list[int] = []
+    n_cut = 0
     if task.metric == "bits_per_byte":
         texts = [item.requests[0][1] for item in items]
         requests, owners = requests_of_texts(tokenizer, texts, context_length)
@@ -160,6 +169,9 @@ def score_items(
         pairs += [(item.unconditional, text) for item in items for _, text in item.requests
                   if item.unconditional]  # fmt: skip
         requests = [request_of(*pair, tokenizer, context_length) for pair in pairs]
+        # a whole context begins with the separator
+        cut = iter([request.tokens[0] != tokenizer.document_separator for request in requests])
+        n_cut = sum(any(list(islice(cut, len(item.requests)))) for item in items)
 
     folder = None if journal is None else Path(journal)
     answers = _answers(model, requests, name, batch_tokens, folder, weights, processes, progress)
@@ -183,6 +195,7 @@ def score_items(
         metrics=metrics,
         items=scored,
         shots=shots,
+        n_cut=n_cut,
     )
 
 
