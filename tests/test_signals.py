@@ -215,7 +215,8 @@ def test_the_stop_button_of_a_notebook_saves(
     )
     manager, client = start_new_kernel(kernel_name="python3")
     try:
-        asked = client.execute(cell)
+        # else the kernel drops, for a moment, what it is asked after an error
+        asked = client.execute(cell, stop_on_error=False)
         wait_for(tmp_path / "run" / "waits")
         manager.interrupt_kernel()
         messages = iter(lambda: client.get_shell_msg(timeout=60), None)
