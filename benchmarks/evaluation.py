@@ -157,12 +157,15 @@ def main() -> None:
             records = records[: arguments.items]
         rows += measure(name, records, model, tokenizer, arguments)
         print(table(HEADER, rows[-1:]), flush=True)
+    command = "python benchmarks/evaluation.py --data DIR" + "".join(
+        f" --{name} {getattr(arguments, name)}" for name in ("items", "pairs", "sets", "rounds")
+    )
     report = (
         "# Scoring: items a second\n\n"
         f"{machine(['torch', 'lm_eval'])} One thread, CPU seconds, "
         f"{str(runtime.dtype).removeprefix('torch.')}. "
         f"{arguments.rounds} rounds, medians of the rounds' ratios; whole calls, from the files to "
-        "the scores.\n\n" + table(HEADER, rows) + f"\n`{' '.join(['python', *sys.argv])}`\n"
+        "the scores.\n\n" + table(HEADER, rows) + f"\n`{command}`\n"
     )
     output = arguments.output or RESULTS / f"evaluation-{date.today()}.md"
     output.write_text(report, encoding="utf-8")
