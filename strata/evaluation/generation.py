@@ -13,7 +13,7 @@ a document of the model's own. When the model writes the separator, its document
 generation stops. When the context is full, the window slides: the later half of it is read anew and
 writing goes on, so the price of reading again falls once in half a context.
 
-On a CPU, `model.for_few_rows()` is the same model and writes nearly twice as fast.
+On a CPU, `model.for_few_rows()` is the same model, and a step reads its weights twice as fast.
 """
 
 from __future__ import annotations
