@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from strata.config import Config
-from strata.far_end import TransferError, refuse_if_running
 from strata.training import Callback, Trainer
 from strata.training import lock as lock_module
 from strata.training.lock import OneWriter
+from strata.transfer.far.folder import refuse_if_running
+from strata.transfer.rules import TransferError
 
 # Holds the folder until its input ends; a word on stdout when it has it.
 HOLD = (

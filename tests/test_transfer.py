@@ -14,15 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from strata import far_end, transfer
+from strata import transfer
 from strata.config import Config
 from strata.training import Trainer, read_metrics
-from strata.transfer import TransferError
+from strata.transfer import TransferError, contents, rules
+from strata.transfer.far import folder as far_folder
+from strata.transfer.far import jobs
+from strata.transfer.target import find_target
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
@@ -60,10 +63,25 @@ for step in range(first + 1, training["max_steps"] + 1):
 
 
 # The far machine is this one, and its Python the one of this test: nothing has to be installed.
-push = partial(transfer.push, python=sys.executable)
-run = partial(transfer.run, python=sys.executable, prepare=False)
-status = partial(transfer.status, python=sys.executable)
-pull = partial(transfer.pull, python=sys.executable)
+def here(target: str, python: str = sys.executable) -> transfer.Target:
+    return replace(find_target(target), python=python, environment="present")
+
+
+def push(home: Path, target: str, **options) -> transfer.Transferred:
+    return transfer.push(home, here(target, **options))
+
+
+def run(home: Path, target: str) -> transfer.Status:
+    return transfer.run(home, here(target))
+
+
+def status(home: Path, target: str) -> transfer.Status:
+    return transfer.status(home, here(target))
+
+
+def pull(home: Path, target: str) -> transfer.Transferred:
+    return transfer.pull(home, here(target))
+
 
 FAR_NAME = '-far side\'s $HOME "x" é'
 
@@ -138,7 +156,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / ".gitignore").write_text("ignored/\n")
     subprocess.run(["git", "init", "-q", root], check=True)
     subprocess.run(["git", "-C", root, "add", "."], check=True)
-    monkeypatch.setattr(transfer, "ROOT", root)
+    monkeypatch.setattr(contents, "ROOT", root)
     monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
     return root
 
@@ -209,9 +227,9 @@ def test_a_run_is_pushed_trained_there_and_pulled_home(
 
     pulled = pull(home, far)
     assert pulled.n_files > 5
-    assert [line["step"] for line in far_end.read_history(home)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in rules.read_history(home)] == [1, 2, 3, 4, 5, 6]
     assert (home / "model.safetensors").read_bytes() == b"weights after 6"
-    assert far_end.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000006"
+    assert rules.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000006"
     assert not (home / ".pull").exists()
     assert not list((there / ".strata").glob("pu*"))
 
@@ -288,7 +306,7 @@ def test_one_job_trains_a_run_and_no_push_disturbs_it(
         assert code.exists()
         assert (tmp_path / FAR_NAME / "code").resolve() != code
         pull(home, far)  # while it runs
-        assert far_end.newest_good_checkpoint(home) is not None
+        assert rules.newest_good_checkpoint(home) is not None
     finally:
         assert started.pid is not None
         os.kill(started.pid, signal.SIGKILL)
@@ -310,20 +328,21 @@ def test_a_push_cut_while_switching_is_finished_by_the_next_question(
     with monkeypatch.context() as patch:  # the power fails between two renames
         calls: list[Path] = []
 
-        def fail_on_the_third(source: Path, destination: Path, place: Callable = far_end.place):
+        def fail_on_the_third(source: Path, destination: Path, place: Callable = rules.place):
             calls.append(source)
             if len(calls) == 3:
                 raise KeyboardInterrupt
             place(source, destination)
 
-        patch.setattr(far_end, "place", fail_on_the_third)
-        with pytest.raises(KeyboardInterrupt), far_end.locked(there):
+        for module in (rules, far_folder):
+            patch.setattr(module, "place", fail_on_the_third)
+        with pytest.raises(KeyboardInterrupt), far_folder.locked(there):
             pass
     assert not (there / "code" / "arrived.py").exists()
     pull(home, far)
     assert (there / "code" / "arrived.py").exists()
     assert not staged.exists()
-    assert far_end.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000002"
+    assert rules.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000002"
 
 
 @needs_sshd
@@ -397,7 +416,7 @@ def test_a_real_run_continued_there_is_bit_for_bit_the_run_that_stayed_at_home(
         hidden.rename(corpus)
     pull(went, far)
     ours, theirs = read_metrics(stayed), read_metrics(went)
-    assert far_end.without_clock(ours) == far_end.without_clock(theirs)
+    assert rules.without_clock(ours) == rules.without_clock(theirs)
     assert (stayed / "model.safetensors").read_bytes() == (went / "model.safetensors").read_bytes()
     assert Trainer(tiny_config, went, progress=False).finished
 
@@ -410,7 +429,7 @@ def test_as_many_gpus_train_as_divide_the_batch(
     batch: int, micro: int, n_gpus: int, chosen: int
 ) -> None:
     training = {"batch_size": batch, "micro_batch_size": micro}
-    assert far_end.choose_processes(training, n_gpus) == chosen
+    assert jobs.choose_processes(training, n_gpus) == chosen
 
 
 def test_what_is_not_a_target_is_refused(tmp_path: Path) -> None:
@@ -429,11 +448,11 @@ def test_a_run_that_is_behind_gives_its_checkpoints_and_nothing_else(tmp_path: P
     record = (home / "metrics.jsonl").read_bytes()
     shutil.rmtree(home / "checkpoints" / "step-00000001")
     (home / "checkpoints" / "step-00000002" / "state.json").write_text("torn")
-    far_end.choose(staged, home, replace_inputs=False)
-    far_end.place(staged, home)
+    rules.choose(staged, home, replace_inputs=False)
+    rules.place(staged, home)
     assert (home / "model.safetensors").read_bytes() == b"newer"
     assert (home / "metrics.jsonl").read_bytes() == record
-    assert all(far_end.is_good(path) for path in (home / "checkpoints").iterdir())
+    assert all(rules.is_good(path) for path in (home / "checkpoints").iterdir())
     assert len(list((home / "checkpoints").iterdir())) == 3
 
 
@@ -441,9 +460,9 @@ def test_steps_after_the_last_checkpoint_are_provisional(tmp_path: Path) -> None
     home, staged = make_run(tmp_path / "home", steps=2), make_run(tmp_path / "far", steps=2)
     shutil.rmtree(add_step(home, 3, loss=1.0))
     add_step(staged, 3, loss=2.0)
-    far_end.choose(staged, home, replace_inputs=False)
-    far_end.place(staged, home)
-    assert far_end.read_history(home)[-1]["loss"] == 2.0
+    rules.choose(staged, home, replace_inputs=False)
+    rules.place(staged, home)
+    assert rules.read_history(home)[-1]["loss"] == 2.0
 
 
 def test_runs_that_went_different_ways_are_not_mixed(tmp_path: Path) -> None:
@@ -453,18 +472,18 @@ def test_runs_that_went_different_ways_are_not_mixed(tmp_path: Path) -> None:
     add_step(staged, 4)
     before = snapshot(home)
     with pytest.raises(TransferError, match="went on at both ends"):
-        far_end.choose(staged, home, replace_inputs=False)
+        rules.choose(staged, home, replace_inputs=False)
     (staged / "config.toml").write_text("[training]\nmax_steps = 9\n")
     staged_again = make_run(tmp_path / "again", steps=3, max_steps=9)
     with pytest.raises(TransferError, match=r"different config\.toml"):
-        far_end.choose(staged_again, make_run(tmp_path / "third", steps=3), replace_inputs=True)
+        rules.choose(staged_again, make_run(tmp_path / "third", steps=3), replace_inputs=True)
     assert snapshot(home) == before
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../out", "checkpoints/../../out"])
 def test_no_name_from_the_far_end_leads_out_of_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(TransferError, match="outside the run"):
-        far_end.differing(tmp_path, {name: "0" * 64})
+        rules.differing(tmp_path, {name: "0" * 64})
 
 
 def test_a_link_is_never_taken_for_a_file(tmp_path: Path) -> None:
@@ -472,5 +491,5 @@ def test_a_link_is_never_taken_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "real" / "file").write_text("x")
     (tmp_path / "link").symlink_to("real")
     digest = hashlib.sha256(b"x").hexdigest()
-    assert far_end.differing(tmp_path, {"real/file": digest}) == []
-    assert far_end.differing(tmp_path, {"link/file": digest}) == ["link/file"]
+    assert rules.differing(tmp_path, {"real/file": digest}) == []
+    assert rules.differing(tmp_path, {"link/file": digest}) == ["link/file"]

@@ -9,7 +9,6 @@ from tyro.conf import Positional, arg
 from strata.commands import Run
 
 Target = Annotated[Positional[str], arg(help="A folder there, as user@host:folder.")]
-Python = Annotated[str, arg(help="The Python there, 3.11 or later.")]
 
 
 def doctor() -> None:
@@ -68,45 +67,45 @@ def drill(
         raise RuntimeError(f"{len(wrong)} of {len(outcomes)} runs did not come back: {places}")
 
 
-def transfer_push(run: Run, target: Target, python: Python = "python3") -> None:
+def transfer_push(run: Run, target: Target) -> None:
     """Send code, run and token shards to a training machine.
 
     Example: strata transfer push runs/mine me@gpu:strata
     """
     from strata import transfer
 
-    sent = transfer.push(run, target, python=python)
+    sent = transfer.push(run, target)
     for name in sent.left_out:
         print(f"left out, it looks like a secret: {name}", file=sys.stderr)
     print(f"{sent.n_files:,} files, {sent.n_bytes / 1e6:,.1f} MB: {sent.place}")
 
 
-def transfer_run(run: Run, target: Target, python: Python = "python3") -> None:
+def transfer_run(run: Run, target: Target) -> None:
     """Start training there; it goes on when this machine is gone.
 
     Example: strata transfer run runs/mine me@gpu:strata
     """
     from strata import transfer
 
-    print(f"{target}: {transfer.run(run, target, python=python)}")
+    print(f"{target}: {transfer.run(run, target)}")
 
 
-def transfer_status(run: Run, target: Target, python: Python = "python3") -> None:
+def transfer_status(run: Run, target: Target) -> None:
     """Ask how far a run has come there.
 
     Example: strata transfer status runs/mine me@gpu:strata
     """
     from strata import transfer
 
-    print(f"{target}: {transfer.status(run, target, python=python)}")
+    print(f"{target}: {transfer.status(run, target)}")
 
 
-def transfer_pull(run: Run, target: Target, python: Python = "python3") -> None:
+def transfer_pull(run: Run, target: Target) -> None:
     """Bring home what the run there has made.
 
     Example: strata transfer pull runs/mine me@gpu:strata
     """
     from strata import transfer
 
-    brought = transfer.pull(run, target, python=python)
+    brought = transfer.pull(run, target)
     print(f"{brought.n_files:,} files, {brought.n_bytes / 1e6:,.1f} MB: {brought.place}")

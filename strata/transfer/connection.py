@@ -1,0 +1,132 @@
+"""A conversation with the far end, over one ssh."""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from strata.transfer import far, rules
+from strata.transfer.rules import TransferError
+from strata.transfer.target import Target, surroundings
+
+# Runs at the far end before anything of ours is there. One line, which every shell takes as is.
+BOOTSTRAP = (
+    "import json,sys; sys.version_info<(3,11) and sys.exit("
+    '"strata: python %d.%d" % sys.version_info[:2]); '
+    'first=json.loads(sys.stdin.readline()); exec(first["loader"])'
+)
+# Makes modules of the texts that came with it, in their order, and lets the last one answer.
+LOADER = """
+import sys, types
+for name, text in first["modules"].items():
+    sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), sys.modules[name].__dict__)
+sys.modules[name].serve(first["folder"])
+"""
+FAR_MODULES = ("folder", "exchange", "jobs", "serving")
+
+# What ssh, rsync and the far system say, and what a person can do about it.
+REMEDIES = {
+    r"strata: python (\d+\.\d+)": "its Python is {0} and Strata needs 3.11: name a newer one",
+    r"Could not resolve hostname": "no such host is known: check the name, or your ssh config",
+    r"REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key is not the one you know: ask those "
+    "who run it, then mend your known_hosts",
+    r"Host key verification failed": "its host key is not known yet: run `ssh {host}` once and "
+    "compare the key it shows",
+    r"Permission denied \(|Too many authentication": "it refused your key: load it with ssh-add, "
+    "or name it in your ssh config, until `ssh {host}` works",
+    r"Connection refused|timed out|No route to host|unreachable": "it does not answer: check that "
+    "it is up, its port, and your network",
+    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; "
+    "what arrived is kept",
+    r"rsync: (command )?not found": "rsync is missing there: install it",
+    r"(not found|python[\d.]*: No such file.*|directory: '[^']*python[\d.]*')\s*$": "its Python "
+    "was not found: name another",
+    r"closed by|Broken pipe|unexpectedly closed|Connection reset": "the line was cut: start "
+    "again; what arrived is kept",
+}
+
+
+class LineCut(TransferError):
+    """The line to the far end was cut, or is not there: trying again may help."""
+
+
+class Connection:
+    """One ssh to a target, in which the far end answers questions; `with Connection(target) as …`.
+
+    Raises:
+        TransferError: on asking, if it could not be reached, or says what is wrong there.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def __enter__(self) -> Self:
+        self._said = tempfile.TemporaryFile()
+        command = self.target.command([self.target.python, "-c", BOOTSTRAP])
+        self._ssh = subprocess.Popen(
+            [*self.target.ssh(), self.target.host, command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+            text=True, encoding="utf-8", errors="replace", env=surroundings(),
+        )  # fmt: skip
+        files = {"strata.transfer.rules": Path(rules.__file__)}
+        folder = Path(far.__file__).parent
+        files |= {f"{far.__name__}.{name}": folder / f"{name}.py" for name in FAR_MODULES}
+        modules = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        self._first = {"loader": LOADER, "modules": modules, "folder": self.target.folder}
+        return self
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Let the far end do one operation and return what it answers.
+
+        Raises:
+            LineCut: the line is cut; whether the operation was done is not known.
+            TransferError: it could not be reached, or says what is wrong there.
+        """
+        assert self._ssh.stdin
+        assert self._ssh.stdout
+        try:
+            if self._first:
+                self._ssh.stdin.write(json.dumps(self._first) + "\n")
+                self._first = {}
+            request = {"operation": operation, "arguments": arguments}
+            self._ssh.stdin.write(json.dumps(request) + "\n")
+            self._ssh.stdin.flush()
+        except BrokenPipeError:
+            pass  # why, ssh has said, or the far end before it hung up
+        for line in self._ssh.stdout:
+            if line.startswith("strata:{") and line.endswith("\n"):
+                reply: dict[str, Any] = json.loads(line.removeprefix("strata:"))
+                if "system_error" in reply:
+                    raise failure(self.target, reply["system_error"])
+                if "error" in reply:
+                    raise TransferError(f"{self.target.host}: {reply['error']}")
+                return reply
+        status = self._ssh.wait()
+        self._said.seek(0)
+        said = self._said.read().decode("utf-8", "replace")
+        raise failure(self.target, said if said.strip() else f"closed by ssh, status {status}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ssh.kill()
+        self._ssh.communicate()
+        self._said.close()
+
+
+def failure(target: Target, said: str) -> TransferError:
+    """One line for what ssh, rsync or the far end said, with what to do about it."""
+    for pattern, remedy in REMEDIES.items():
+        if found := re.search(pattern, said):
+            advice = remedy.format(*found.groups(), host=target.host)
+            cut = remedy.startswith(("the line", "it does not answer"))
+            return (LineCut if cut else TransferError)(f"{target.host}: {advice}")
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    return TransferError(f"{target.host}: {lines[-1].strip()}")

@@ -1,0 +1,71 @@
+"""What a push consists of: the code as it is, the run, and the token shards that it needs."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from strata.storage import cache_dir
+from strata.transfer.rules import TransferError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Left out of a push although git does not ignore them: what looks like a key or a password.
+SECRET = re.compile(
+    r"(^|/)(\.env(\.[^/]*)?|\.netrc|\.pypirc|\.npmrc|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)"
+    r"|[^/]*\.(pem|key|p12|pfx|kdbx|age)|(secret|credential|password|(hf_)?token)s?"
+    r"(\.(txt|json|toml|ya?ml|ini))?)$|(^|/)\.(ssh|aws|gnupg|kube|huggingface)/",
+    re.IGNORECASE,
+)
+
+
+def source_files(root: Path, run_dir: Path) -> tuple[list[str], list[str]]:
+    """The files of the source tree at `root` that a push sends, and those it leaves out as secret.
+
+    Raises:
+        TransferError: git does not know the tree.
+    """
+    listed: dict[str, list[str]] = {}
+    for kind, options in (("tracked", ["--cached"]), ("new", ["--others", "--exclude-standard"])):
+        git = subprocess.run(
+            ["git", "-C", str(root), "ls-files", "-z", *options], capture_output=True, check=False
+        )
+        if git.returncode:
+            said = git.stderr.decode("utf-8", "replace").strip().splitlines() or ["no answer"]
+            raise TransferError(f"git must say what is source in {root}: {said[-1]}")
+        listed[kind] = [os.fsdecode(name) for name in git.stdout.split(b"\0") if name]
+    not_source = (run_dir, cache_dir())
+    new = []
+    for name in listed["new"]:
+        inside = (root / name).parents
+        prepared = any(place in not_source or _is_run(place) for place in inside)
+        if not prepared:
+            new.append(name)
+    secret = [name for name in new if SECRET.search(name)]
+    names = listed["tracked"] + [name for name in new if name not in secret]
+    return [name for name in names if (root / name).resolve().is_relative_to(root)
+            and (root / name).is_file()], secret  # fmt: skip
+
+
+def shard_files(run_dir: Path, cache: Path) -> list[str]:
+    """The token shards of a run that are in the cache here, as names relative to it.
+
+    Shards are found by what the run's provenance says it was trained on. Where it says nothing, or
+    they are not here, none are sent, and training makes them there.
+    """
+    if not (run_dir / "provenance.json").exists():
+        return []
+    origin = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
+    wanted = origin["corpus"], origin["tokenizer"]
+    found = []
+    for path in (cache / "shards").glob("*/manifest.json"):
+        shards = json.loads(path.read_text(encoding="utf-8"))
+        if (shards["corpus_identity"], shards["tokenizer_identity"]) == wanted:
+            names = ["manifest.json", *(shard["name"] for shard in shards["shards"])]
+            found += [str((path.parent / name).relative_to(cache)) for name in names]
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").exists() and (folder / "metrics.jsonl").exists()

@@ -1,0 +1,73 @@
+"""The target folder: one transfer at a time, whole pushes alone, and who trains in it now."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from strata.transfer.rules import TransferError, place
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One transfer at a time in a target folder; finishes a push that was cut while switching."""
+    (folder / ".strata").mkdir(parents=True, exist_ok=True)
+    with (folder / ".strata" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for verified in (folder / ".strata").glob("push-*/VERIFIED"):
+            switch(folder, verified.parent)
+        yield
+
+
+def switch(folder: Path, staged: Path) -> None:
+    """Rename a verified push into place; when cut off, calling it again does the rest."""
+    marker = json.loads((staged / "VERIFIED").read_text())
+    code = folder / ".strata" / "code" / marker["code"]
+    for part, final in (("cache", "cache"), ("run", f"runs/{marker['run']}"), ("code", code)):
+        if (staged / part).exists():
+            place(staged / part, folder / final)
+    link = folder / ".strata" / "code.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(code.relative_to(folder))
+    link.replace(folder / "code")
+    (staged / "VERIFIED").unlink()
+    shutil.rmtree(staged)
+    in_use = {str(code)}  # a job keeps the code that it was started with
+    for job in (folder / "runs").glob("*/job.json"):
+        in_use.add(str((living_job(job.parent) or {}).get("code")))
+    for old in code.parent.iterdir():
+        if str(old) not in in_use:
+            shutil.rmtree(old)
+
+
+def living_job(run_dir: Path) -> dict[str, Any] | None:
+    """What job.json says of the job that trains a run, or None if it does not live.
+
+    The job holds a lock on the file as long as it lives: a stale file, or another process that got
+    the same number, is never taken for it.
+    """
+    return read_if_locked(run_dir / "job.json", run_dir / "job.json")
+
+
+def read_if_locked(lock: Path, about: Path) -> dict[str, Any] | None:
+    """What `about` says of the process that holds `lock`, or None if there is none."""
+    with contextlib.suppress(FileNotFoundError), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return dict(json.loads((about.exists() and about.read_text()) or "{}"))
+    return None
+
+
+def refuse_if_running(run_dir: Path) -> None:
+    """Raise TransferError if a job, or somebody by hand, trains the run now."""
+    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
+    job = living_job(run_dir) or read_if_locked(*by_hand)
+    if job is not None:
+        raise TransferError(
+            f"a job is training {run_dir.name} there (process {job.get('pid', '?')} on "
+            f"{job.get('host', '?')}): wait for its end, or end it there"
+        )

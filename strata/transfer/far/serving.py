@@ -1,0 +1,32 @@
+"""A conversation with the end at home: one question a line, one answer a line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from strata.transfer.far.exchange import begin, finish, offer, release
+from strata.transfer.far.jobs import look, start
+from strata.transfer.rules import TransferError
+
+OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function for function in (begin, finish, offer, release, start, look)
+}
+
+
+def serve(folder: str) -> None:
+    """Do what home asks, one operation after the other, until it hangs up.
+
+    An answer begins with "strata:", which tells it from what a login script there may print.
+    """
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            operation = OPERATIONS[request["operation"]]
+            reply = operation(Path(folder).absolute(), **request["arguments"])
+        except TransferError as error:
+            reply = {"error": str(error)}
+        except (OSError, ValueError, KeyError) as error:
+            reply = {"system_error": f"{type(error).__name__}: {error}"}
+        print("\nstrata:" + json.dumps(reply), flush=True)
