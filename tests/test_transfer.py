@@ -9,11 +9,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +24,8 @@ from strata.training import Trainer, read_metrics
 from strata.transfer import TransferError, contents, rules
 from strata.transfer.far import folder as far_folder
 from strata.transfer.far import jobs
+from strata.transfer.loopback import Loopback
 from strata.transfer.target import find_target
-
-SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-
-needs_sshd = pytest.mark.skipif(
-    SSHD is None or not all(map(shutil.which, ("ssh", "ssh-keygen", "rsync", "git"))),
-    reason="transfers are tested against a real sshd: install openssh-server, rsync and git",
-)
 
 TRAINER = """
 import hashlib, json, os, sys, time, tomllib
@@ -86,63 +79,11 @@ def pull(home: Path, target: str) -> transfer.Transferred:
 FAR_NAME = '-far side\'s $HOME "x" é'
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A running sshd; gives the ssh configuration under which it is known as `far`."""
-    place = tmp_path_factory.mktemp("sshd")
-    for key in ("host_key", "user_key", "other_key"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / key], check=True
-        )
-    shutil.copy(place / "user_key.pub", place / "authorized_keys")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (place / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {place}/host_key\nPidFile none\n"
-        f"AuthorizedKeysFile {place}/authorized_keys\nStrictModes no\nUsePAM no\n"
-        "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        "SetEnv OMP_NUM_THREADS=1 SHLVL=2\n"  # the second keeps bash from reading ~/.bashrc
-    )
-    host_key = (place / "host_key.pub").read_text().split()
-    (place / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key[0]} {host_key[1]}\n")
-    (place / "empty").touch()
-    (place / "ssh_config").write_text(
-        "Host silent\n HostName 127.0.0.1\n Port 1\n BatchMode yes\n"
-        + "".join(
-            f"Host {name}\n HostName 127.0.0.1\n Port {port}\n BatchMode yes\n"
-            f" IdentityFile {place}/{key}\n IdentitiesOnly yes\n IdentityAgent none\n"
-            f" UserKnownHostsFile {place}/{known}\n GlobalKnownHostsFile none\n"
-            " StrictHostKeyChecking yes\n"
-            for name, key, known in (
-                ("far", "user_key", "known_hosts"),
-                ("refused", "other_key", "known_hosts"),
-                ("unknown-key", "user_key", "empty"),
-            )
-        )
-    )
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd run by root drops its privileges
-    log = (place / "log").open("w")
-    server = subprocess.Popen([SSHD, "-D", "-e", "-f", place / "sshd_config"], stderr=log)
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    else:
-        pytest.fail(f"sshd did not start: {(place / 'log').read_text()}")
-    yield place / "ssh_config"
-    server.terminate()
-    server.wait()
-    log.close()
-
-
 @pytest.fixture
-def far(sshd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def far(machine: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A target folder of an awkward name on the far machine."""
-    monkeypatch.setenv("STRATA_SSH_COMMAND", f"ssh -F '{sshd}'")
-    return f"far:{tmp_path / FAR_NAME}"
+    monkeypatch.setenv("STRATA_SSH_COMMAND", f"ssh -F '{machine.ssh_config}'")
+    return f"loopback:{tmp_path / FAR_NAME}"
 
 
 @pytest.fixture
@@ -202,7 +143,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@needs_sshd
 def test_a_run_is_pushed_trained_there_and_pulled_home(
     far: str, source: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +174,6 @@ def test_a_run_is_pushed_trained_there_and_pulled_home(
     assert not list((there / ".strata").glob("pu*"))
 
 
-@needs_sshd
 def test_a_push_takes_neither_secrets_nor_ignored_files_nor_other_runs(
     far: str, source: Path, tmp_path: Path
 ) -> None:
@@ -251,7 +190,6 @@ def test_a_push_takes_neither_secrets_nor_ignored_files_nor_other_runs(
     assert not (tmp_path / FAR_NAME / "runs" / "mine" / "notes.txt").exists()
 
 
-@needs_sshd
 def test_a_push_takes_the_token_shards_of_the_run_and_no_others(
     far: str, source: Path, tmp_path: Path
 ) -> None:
@@ -269,7 +207,6 @@ def test_a_push_takes_the_token_shards_of_the_run_and_no_others(
     }
 
 
-@needs_sshd
 def test_a_second_push_replaces_the_code_as_a_whole_and_mends_a_flipped_far_file(
     far: str, source: Path, tmp_path: Path
 ) -> None:
@@ -288,7 +225,6 @@ def test_a_second_push_replaces_the_code_as_a_whole_and_mends_a_flipped_far_file
     assert not first.exists()
 
 
-@needs_sshd
 def test_one_job_trains_a_run_and_no_push_disturbs_it(
     far: str, source: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +250,6 @@ def test_one_job_trains_a_run_and_no_push_disturbs_it(
     assert not status(home, far).finished
 
 
-@needs_sshd
 def test_a_push_cut_while_switching_is_finished_by_the_next_question(
     far: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +280,6 @@ def test_a_push_cut_while_switching_is_finished_by_the_next_question(
     assert rules.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000002"
 
 
-@needs_sshd
 def test_pulling_twice_changes_nothing(far: str, source: Path, tmp_path: Path) -> None:
     home = make_run(tmp_path / "runs" / "mine", steps=1)
     push(home, far)
@@ -356,48 +290,6 @@ def test_pulling_twice_changes_nothing(far: str, source: Path, tmp_path: Path) -
     assert snapshot(home) == before
 
 
-@needs_sshd
-@pytest.mark.parametrize(
-    ("target", "python", "message"),
-    [
-        ("no-such-host.invalid:x", "python3", "no such host"),
-        ("refused:x", "python3", "refused your key"),
-        ("unknown-key:x", "python3", "host key is not known"),
-        ("silent:x", "python3", "does not answer"),
-        ("far:/dev/null/x", "python3", "Not a directory"),
-        ("far:x", "no-such-python3", "Python was not found"),
-        ("far:x", "/nowhere/python3.12", "Python was not found"),
-    ],
-)
-def test_each_failure_is_one_line_with_what_to_do(
-    far: str, source: Path, tmp_path: Path, target: str, python: str, message: str
-) -> None:
-    with pytest.raises(TransferError, match=message) as raised:
-        push(make_run(tmp_path / "runs" / "mine"), target, python=python)
-    assert "\n" not in str(raised.value)
-    assert not Path.home().joinpath("x").exists()
-
-
-@needs_sshd
-def test_an_old_python_and_a_missing_rsync_there_are_named(
-    far: str, source: Path, tmp_path: Path
-) -> None:
-    home = make_run(tmp_path / "runs" / "mine")
-    old = tmp_path / "python-old"
-    old.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 9)\nexec(sys.argv[2])\n"
-    )
-    old.chmod(0o755)
-    with pytest.raises(TransferError, match=r"its Python is 3\.9 and Strata needs 3\.11"):
-        push(home, far, python=str(old))
-    bare = tmp_path / "python-bare"
-    bare.write_text(f'#!/bin/sh\nPATH=/nowhere exec {sys.executable} "$@"\n')
-    bare.chmod(0o755)
-    with pytest.raises(TransferError, match="rsync is missing there"):
-        push(home, far, python=str(bare))
-
-
-@needs_sshd
 def test_a_real_run_continued_there_is_bit_for_bit_the_run_that_stayed_at_home(
     far: str, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -432,11 +324,7 @@ def test_as_many_gpus_train_as_divide_the_batch(
     assert jobs.choose_processes(training, n_gpus) == chosen
 
 
-def test_what_is_not_a_target_is_refused(tmp_path: Path) -> None:
-    home = make_run(tmp_path / "mine")
-    for target in ("host", "host:", ":folder", "-oProxyCommand=x:folder", "a b:c", "host:~you/x"):
-        with pytest.raises(ValueError, match="user@host:folder"):
-            push(home, target)
+def test_a_folder_that_is_no_run_is_not_pushed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no config\.toml"):
         push(tmp_path, "host:folder")
 
