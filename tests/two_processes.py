@@ -58,8 +58,9 @@ class Started:
         """Wait for its end, which must come in time; what it printed, and what it complained of."""
         self._process.join(timeout)
         if self._process.exitcode is None:
+            self._process.terminate()  # of a launcher, which ends those that it started
+            self._process.join(60)
             self._process.kill()
-            self._process.join()
             raise TimeoutError(f"still running after {timeout} s: {self._complained.read_text()}")
         return self._said.read_text(), self._complained.read_text()
 
