@@ -27,6 +27,8 @@ from strata.transfer.rules import TransferError
 # How much of the end of metrics.jsonl is read for the last step, and for the last validation.
 RECENT_BYTES, SEARCHED_BYTES = 1 << 16, 1 << 22
 LOG_BYTES = 1 << 16
+# In which a job that cannot even begin ends.
+FIRST_SECONDS = 2.0
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -73,7 +75,7 @@ def start(
             job |= {"pid": process.pid, "host": socket.gethostname()}
             about.write(json.dumps(job))
     with contextlib.suppress(subprocess.TimeoutExpired):
-        if process.wait(timeout=2):
+        if process.wait(timeout=FIRST_SECONDS):
             raise TransferError(f"training ended at once there: {last_line(run_dir / 'job.log')}")
     return look(folder, name)
 
@@ -107,7 +109,7 @@ def look(folder: Path, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "state": state,
-        "reason": job.get("reason") if state == "queued" or "reason" in job else None,
+        "reason": job.get("reason"),
         "exit_status": None if job else ended.get("status"),
         "pid": job.get("pid"),
         "host": job.get("host"),
@@ -177,7 +179,7 @@ def lines_from_the_end(path: Path, n_bytes: int) -> Iterator[bytes]:
                 whole.pop()
                 torn = False
             yield from reversed(whole)
-        if not first and not torn and rest:
+        if not first and not torn:
             yield rest
 
 
