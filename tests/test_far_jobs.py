@@ -485,7 +485,7 @@ def test_a_queue_that_does_not_answer_counts_as_one_in_which_the_job_is(
 
 
 def test_what_sbatch_refuses_is_told_and_leaves_no_job(folder: Path, queue: Path) -> None:
-    with pytest.raises(TransferError, match="sbatch there says: .*configuration is not available"):
+    with pytest.raises(TransferError, match=r"sbatch there says: .*configuration is not available"):
         start(folder, scheduler="slurm", sbatch=["--gpus=999"])
     assert jobs.look(folder, "mine")["state"] == "ready"
 
