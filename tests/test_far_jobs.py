@@ -282,6 +282,7 @@ def test_lines_are_read_from_the_end_as_they_are_from_the_beginning(
         ("config.toml", b"x = 1\n", "its config.toml is damaged"),
         ("metrics.jsonl", b'{"step": 7, "loss": 1.5}\n\0\0\0\0\n', "metrics.jsonl is damaged"),
         ("metrics.jsonl", b"[7]\n", "metrics.jsonl is damaged"),
+        ("metrics.jsonl", b'{"step": "x", "loss": "y"}\n', "metrics.jsonl is damaged"),
         ("job.json", b"{", ""),
         ("job-end.json", b"[]", ""),
         ("job.log", b"\xff\xfe\n", ""),
@@ -557,7 +558,7 @@ def test_an_installation_that_fails_or_is_cut_is_made_anew_by_the_next(
 ) -> None:
     fail = folder / "code" / "fail"
     fail.touch()
-    with pytest.raises(TransferError, match=r"ERROR: No space left on device .*python3-venv"):
+    with pytest.raises(TransferError, match=r"made there: ERROR: No space left on device \(all"):
         prepare(folder)
     fail.unlink()
     (folder / "venv" / "half").mkdir(parents=True)
@@ -631,6 +632,30 @@ def test_a_present_python_is_held_against_the_projects_dependencies(folder: Path
 )
 def test_versions_are_compared_as_numbers(version: str, oldest: str, enough: bool) -> None:
     assert (environment.release(version) >= environment.release(oldest)) == enough
+
+
+# ---- watched ------------------------------------------------------------------------------------
+
+
+def test_whoever_watches_sees_a_bar_and_then_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watching, "is_live", lambda: True)
+    seen = Status(**jobs.look(folder, "mine"))
+    at_step = replace(
+        seen, state="running", step=250, loss=2.5, tokens_per_second=1e4, memory_bytes=4 * 10**10,
+        seconds_left=600.0,
+    )  # fmt: skip
+    shown = watching._Shown("mine")
+    shown.show(replace(seen, state="queued", reason="Resources"))
+    shown.show(at_step)
+    shown.show(replace(at_step, state="finished", step=1000))
+    said = capsys.readouterr().err
+    assert re.search(r"mine: +0%.* 0/1000 *, queued, Resources", said)
+    drawn = re.search(r"mine: +25%.* 250/1000 *, loss 2\.5000 nats, (.*?)left", said)
+    assert drawn
+    assert drawn[1] == "10,000 tok/s, 40.0 GB of memory, 10 min "
+    assert re.split(r"[\r\n]", said.strip())[-1].startswith("mine: finished, step 1,000 of 1,000")
 
 
 # ---- over ssh ------------------------------------------------------------------------------------
