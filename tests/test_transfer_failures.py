@@ -1,0 +1,193 @@
+"""Every way in which a far machine cannot be used is one line that says what to do.
+
+Against a real sshd. What a machine of another kind would do (a login shell that prints, or is no
+POSIX shell, a home that is missing) is done by a ForceCommand, which sshd hands the command line
+to as it does to a login shell.
+"""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from strata import transfer
+from strata.transfer import Target, TransferError
+from strata.transfer.connection import LineCut, failure
+from strata.transfer.loopback import Loopback
+
+SHELLS = [
+    shell
+    for shell in ("sh", "bash", "dash", "ksh", "zsh", "tcsh", "fish")
+    if shutil.which(shell) is not None
+]
+
+
+@pytest.fixture
+def far(machine: Loopback, tmp_path: Path) -> Target:
+    return machine.target(str(tmp_path / "far"))
+
+
+@contextlib.contextmanager
+def login_shell(machine: Loopback, script: str) -> Iterator[None]:
+    """Let this run in place of the login shell; the command line is in SSH_ORIGINAL_COMMAND."""
+    path, configuration = machine.place / "login_shell", machine.place / "sshd_config"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    before = configuration.read_text()
+    configuration.write_text(f'{before}ForceCommand "{path}"\n')
+    try:
+        yield
+    finally:
+        configuration.write_text(before)
+
+
+def ask(target: Target) -> None:
+    """Ask for a run that was never pushed: it is what one hears if all went well."""
+    with pytest.raises(TransferError, match="mine is not there: push it first") as raised:
+        transfer.status("mine", target)
+    assert "\n" not in str(raised.value)
+
+
+def told(target: Target) -> TransferError:
+    """What is said when the far end cannot even be asked."""
+    with pytest.raises(TransferError) as raised:
+        transfer.status("mine", target)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{target.host}: ")
+    return raised.value
+
+
+# ---- It cannot be reached -----------------------------------------------------------------------
+
+
+def test_a_host_that_nobody_knows(far: Target) -> None:
+    assert "no such host" in str(told(replace(far, host="no..such")))
+
+
+def test_a_port_that_is_closed_and_one_behind_which_nobody_speaks(far: Target) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        said = told(replace(far, port=port, ssh_options=("ConnectTimeout=1",)))
+    for error in (said, told(replace(far, port=port))):
+        assert "does not answer" in str(error)
+        assert isinstance(error, LineCut)
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "message"),
+    [
+        ("IdentityFile", "another key", "refused your key: load it with ssh-add"),
+        ("UserKnownHostsFile", "", "host key is not known yet: run `ssh loopback` once"),
+        ("UserKnownHostsFile", "another key", "host key is not the one you know"),
+    ],
+)
+def test_keys_that_do_not_fit(
+    machine: Loopback, far: Target, tmp_path: Path, field: str, content: str, message: str
+) -> None:
+    place = tmp_path / "another"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place], check=True)
+    if field == "UserKnownHostsFile":
+        known = f"[127.0.0.1]:{machine.port} {place.with_suffix('.pub').read_text()}"
+        place.write_text(known if content else "")
+    lines = machine.ssh_config.read_text().splitlines()
+    changed = [f" {field} {place}" if field in line else line for line in lines]
+    configuration = tmp_path / "ssh_config"
+    configuration.write_text("\n".join(changed))
+    assert message in str(told(replace(far, ssh_config=str(configuration))))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("no-such-ssh", "ssh does not start here (exec: no-such-ssh: not found): install it"),
+        ("ssh 'open", "mend STRATA_SSH_COMMAND"),
+        ("ssh -o NoSuchOption=1", "Bad configuration option: nosuchoption"),
+        ("sh -c 'kill -9 $$'", "the line was cut"),
+        ("sh -c 'exit 255'", "the line was cut"),
+        ("sh -c 'echo Welcome >&2; kill -9 $$'", "the line was cut"),
+    ],
+)
+def test_an_ssh_that_does_not_start_or_dies(
+    far: Target, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.setenv("STRATA_SSH_COMMAND", command)
+    error = told(far)
+    assert message in str(error)
+    assert isinstance(error, LineCut) == ("line was cut" in message)
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "cut"),
+    [
+        ("Timeout, server gpu not responding.\nended with status 255", "line was cut", True),
+        ("client_loop: send disconnect: Broken pipe\nended with status 255", "line was cut", True),
+        ("kex_exchange_identification: Connection closed by remote host", "line was cut", True),
+        ("rsync error: timeout in data send/receive (code 30)\nio timeout after", "was cut", True),
+        (
+            "ssh: Could not resolve hostname gpu: Temporary failure in name resolution",
+            "does not answer",
+            True,
+        ),
+        ('rsync: [Receiver] mkdir "/x" failed: Permission denied (13)', "may write", False),
+        ("me@gpu: Permission denied (publickey,password).", "refused your key", False),
+        ("bash: line 1: rsync: command not found", "rsync is not found there", False),
+        ("zsh:1: command not found: rsync", "rsync is not found there", False),
+        ("protocol version mismatch -- is your shell clean?", "login shell prints", False),
+        ("Received message too long 1466265708", "login shell prints", False),
+        ("write: No space left on device (28)", "make room", False),
+        ("something {odd}\n\nended with status 1", "gpu: something {odd}", False),
+    ],
+)
+def test_what_programs_say_is_told_as_what_to_do(said: str, message: str, cut: bool) -> None:
+    error = failure(Target("gpu", "x"), said)
+    assert message in str(error)
+    assert isinstance(error, LineCut) == cut
+
+
+# ---- It can be reached, and not used ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", ["no-such-python3", "/nowhere/python3.12", "/etc/passwd"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_python_that_is_not_there_or_does_not_start(
+    machine: Loopback, far: Target, shell: str, python: str
+) -> None:
+    with login_shell(machine, f'exec {shell} -c "$SSH_ORIGINAL_COMMAND"'):
+        assert f"Python was not found, or does not start ({python})" in str(
+            told(replace(far, python=python))
+        )
+
+
+@pytest.mark.parametrize("setup", ["", "FAR=1; export FAR # done"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_any_login_shell_will_do(machine: Loopback, far: Target, shell: str, setup: str) -> None:
+    with login_shell(machine, f'exec {shell} -c "$SSH_ORIGINAL_COMMAND"'):
+        ask(replace(far, setup=setup))
+
+
+def test_a_login_shell_that_prints(machine: Loopback, far: Target) -> None:
+    with login_shell(
+        machine, 'echo "Welcome!"; echo strata:; echo busy >&2; eval "$SSH_ORIGINAL_COMMAND"'
+    ):
+        ask(far)
+
+
+def test_an_account_that_may_not_log_in(machine: Loopback, far: Target) -> None:
+    with login_shell(machine, "echo 'This account is currently not available.'; exit 1"):
+        assert "ended with status 1 and said nothing" in str(told(far))
+
+
+def test_a_python_that_is_too_old(far: Target, tmp_path: Path) -> None:
+    old = tmp_path / "python-old"
+    old.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 9)\nexec(sys.argv[2])\n"
+    )
+    old.chmod(0o755)
+    said = str(told(replace(far, python=str(old))))
+    assert "its Python is 3.9 and Strata needs 3.11: name a newer one" in said
