@@ -21,7 +21,7 @@ import pytest
 from strata import transfer
 from strata.config import Config
 from strata.training import Trainer, read_metrics
-from strata.transfer import TransferError, contents, rules
+from strata.transfer import TransferError, contents, receiving, rules
 from strata.transfer.far import folder as far_folder
 from strata.transfer.far import jobs
 from strata.transfer.loopback import Loopback
@@ -166,10 +166,12 @@ def test_a_run_is_pushed_trained_there_and_pulled_home(
     assert arguments == ["train", "--run-dir", str(there / "runs" / home.name)]
 
     pulled = pull(home, far)
-    assert pulled.n_files > 5
+    assert len(pulled.sizes) > 5
     assert [line["step"] for line in rules.read_history(home)] == [1, 2, 3, 4, 5, 6]
     assert (home / "model.safetensors").read_bytes() == b"weights after 6"
-    assert rules.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000006"
+    assert (
+        rules.newest_good_checkpoint(home, rules.Sums()) == home / "checkpoints" / "step-00000006"
+    )
     assert not (home / ".pull").exists()
     assert not list((there / ".strata").glob("pu*"))
 
@@ -238,11 +240,12 @@ def test_one_job_trains_a_run_and_no_push_disturbs_it(
         with pytest.raises(TransferError, match="a job is training mine there"):
             push(home, far)
         code = (tmp_path / FAR_NAME / "code").resolve()
+        (source / "new.py").touch()
         push(make_run(tmp_path / "runs" / "another"), far)  # new code; the job keeps its own
         assert code.exists()
         assert (tmp_path / FAR_NAME / "code").resolve() != code
         pull(home, far)  # while it runs
-        assert rules.newest_good_checkpoint(home) is not None
+        assert rules.newest_good_checkpoint(home, rules.Sums()) is not None
     finally:
         assert started.pid is not None
         os.kill(started.pid, signal.SIGKILL)
@@ -256,9 +259,9 @@ def test_a_push_cut_while_switching_is_finished_by_the_next_question(
     home, there = make_run(tmp_path / "runs" / "mine", steps=1), tmp_path / FAR_NAME
     push(home, far)
     staged = there / ".strata" / "push-cut"
-    add_step(shutil.copytree(there / "runs" / "mine", staged / "run"), 2)
-    shutil.copytree(there / "code", staged / "code")
-    (staged / "code" / "arrived.py").touch()
+    add_step(shutil.copytree(there / "runs" / "mine", staged / "tree" / "run"), 2)
+    shutil.copytree(there / "code", staged / "tree" / "code")
+    (staged / "tree" / "code" / "arrived.py").touch()
     (staged / "VERIFIED").write_text(json.dumps({"run": "mine", "code": "later"}))
     with monkeypatch.context() as patch:  # the power fails between two renames
         calls: list[Path] = []
@@ -277,7 +280,9 @@ def test_a_push_cut_while_switching_is_finished_by_the_next_question(
     pull(home, far)
     assert (there / "code" / "arrived.py").exists()
     assert not staged.exists()
-    assert rules.newest_good_checkpoint(home) == home / "checkpoints" / "step-00000002"
+    assert (
+        rules.newest_good_checkpoint(home, rules.Sums()) == home / "checkpoints" / "step-00000002"
+    )
 
 
 def test_pulling_twice_changes_nothing(far: str, source: Path, tmp_path: Path) -> None:
@@ -336,11 +341,11 @@ def test_a_run_that_is_behind_gives_its_checkpoints_and_nothing_else(tmp_path: P
     record = (home / "metrics.jsonl").read_bytes()
     shutil.rmtree(home / "checkpoints" / "step-00000001")
     (home / "checkpoints" / "step-00000002" / "state.json").write_text("torn")
-    rules.choose(staged, home, replace_inputs=False)
+    rules.choose(staged, home, rules.Sums(), replace_inputs=False)
     rules.place(staged, home)
     assert (home / "model.safetensors").read_bytes() == b"newer"
     assert (home / "metrics.jsonl").read_bytes() == record
-    assert all(rules.is_good(path) for path in (home / "checkpoints").iterdir())
+    assert all(rules.is_good(path, rules.Sums()) for path in (home / "checkpoints").iterdir())
     assert len(list((home / "checkpoints").iterdir())) == 3
 
 
@@ -348,7 +353,7 @@ def test_steps_after_the_last_checkpoint_are_provisional(tmp_path: Path) -> None
     home, staged = make_run(tmp_path / "home", steps=2), make_run(tmp_path / "far", steps=2)
     shutil.rmtree(add_step(home, 3, loss=1.0))
     add_step(staged, 3, loss=2.0)
-    rules.choose(staged, home, replace_inputs=False)
+    rules.choose(staged, home, rules.Sums(), replace_inputs=False)
     rules.place(staged, home)
     assert rules.read_history(home)[-1]["loss"] == 2.0
 
@@ -360,24 +365,26 @@ def test_runs_that_went_different_ways_are_not_mixed(tmp_path: Path) -> None:
     add_step(staged, 4)
     before = snapshot(home)
     with pytest.raises(TransferError, match="went on at both ends"):
-        rules.choose(staged, home, replace_inputs=False)
+        rules.choose(staged, home, rules.Sums(), replace_inputs=False)
     (staged / "config.toml").write_text("[training]\nmax_steps = 9\n")
     staged_again = make_run(tmp_path / "again", steps=3, max_steps=9)
     with pytest.raises(TransferError, match=r"different config\.toml"):
-        rules.choose(staged_again, make_run(tmp_path / "third", steps=3), replace_inputs=True)
+        rules.choose(
+            staged_again, make_run(tmp_path / "third", steps=3), rules.Sums(), replace_inputs=True
+        )
     assert snapshot(home) == before
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../out", "checkpoints/../../out"])
 def test_no_name_from_the_far_end_leads_out_of_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(TransferError, match="outside the run"):
-        rules.differing(tmp_path, {name: "0" * 64})
+        receiving.check({name: ["0" * 64, 1, False, 0, False]})
 
 
 def test_a_link_is_never_taken_for_a_file(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "file").write_text("x")
-    (tmp_path / "link").symlink_to("real")
-    digest = hashlib.sha256(b"x").hexdigest()
-    assert rules.differing(tmp_path, {"real/file": digest}) == []
-    assert rules.differing(tmp_path, {"link/file": digest}) == ["link/file"]
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    sums = rules.Sums()
+    entry = receiving.describe({"file": tmp_path / "file"}, sums)["file"]
+    assert receiving.is_whole(tmp_path / "file", entry, sums)
+    assert not receiving.is_whole(tmp_path / "link", entry, sums)

@@ -27,8 +27,8 @@ def switch(folder: Path, staged: Path) -> None:
     marker = json.loads((staged / "VERIFIED").read_text())
     code = folder / ".strata" / "code" / marker["code"]
     for part, final in (("cache", "cache"), ("run", f"runs/{marker['run']}"), ("code", code)):
-        if (staged / part).exists():
-            place(staged / part, folder / final)
+        if (staged / "tree" / part).exists():
+            place(staged / "tree" / part, folder / final)
     link = folder / ".strata" / "code.new"
     link.unlink(missing_ok=True)
     link.symlink_to(code.relative_to(folder))

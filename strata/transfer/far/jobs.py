@@ -18,6 +18,10 @@ from strata.transfer.far.folder import living_job, locked, refuse_if_running
 from strata.transfer.rules import TransferError, read_history
 
 
+def prepare(folder: Path, executable: str, environment: str) -> dict[str, Any]:
+    return {}
+
+
 def environment(folder: Path, code: Path, python: str) -> str:
     """The Python of folder/venv, made or brought up to date with the code's locked packages."""
     wanted = hashlib.sha256()

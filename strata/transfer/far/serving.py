@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from strata.transfer.far.exchange import begin, finish, offer, release
-from strata.transfer.far.jobs import look, start
+from strata.transfer.far.jobs import look, prepare, start
 from strata.transfer.rules import TransferError
 
 OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (begin, finish, offer, release, start, look)
+    function.__name__: function
+    for function in (begin, finish, offer, release, prepare, start, look)
 }
 
 
