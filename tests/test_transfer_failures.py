@@ -6,6 +6,8 @@ to as it does to a login shell.
 """
 
 import contextlib
+import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,12 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_disks import small_disk
 
 from strata import transfer
-from strata.transfer import Target, TransferError
+from strata.transfer import Target, TransferError, carrying, contents, exchange
 from strata.transfer.connection import LineCut, failure
 from strata.transfer.loopback import Loopback
 
+# What a login shell does with the command line; sftp is inside of sshd, and then a program.
+LOGIN = (
+    "case $SSH_ORIGINAL_COMMAND in internal-sftp) "
+    "for server in /usr/lib/openssh /usr/libexec /usr/libexec/openssh; do "
+    "[ -x $server/sftp-server ] && exec $server/sftp-server; done;; esac; "
+    'eval "$SSH_ORIGINAL_COMMAND"'
+)
 SHELLS = [
     shell
     for shell in ("sh", "bash", "dash", "ksh", "zsh", "tcsh", "fish")
@@ -191,3 +201,145 @@ def test_a_python_that_is_too_old(far: Target, tmp_path: Path) -> None:
     old.chmod(0o755)
     said = str(told(replace(far, python=str(old))))
     assert "its Python is 3.9 and Strata needs 3.11: name a newer one" in said
+
+
+# ---- A push or a pull fails on its way ----------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of 600 kB, and a source tree of one file in the place of Strata's own."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "code.py").touch()
+    subprocess.run(["git", "init", "-q", source], check=True)
+    monkeypatch.setattr(contents, "ROOT", source)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("[training]\nmax_steps = 6\n")
+    (folder / "provenance.json").write_text('{"corpus": "aa", "tokenizer": "bb"}')
+    (folder / "tokenizer.json").write_bytes(os.urandom(600_000))
+    return folder
+
+
+def without_rsync(target: Target, folder: Path) -> Target:
+    """The same target, where no rsync is found."""
+    python = folder / "python-bare"
+    python.write_text(f'#!/bin/sh\nPATH=/nowhere exec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    return replace(target, python=str(python))
+
+
+def push_fails(home: Path, target: Target, message: str) -> TransferError:
+    with pytest.raises(TransferError, match=message) as raised:
+        transfer.push(home, target, progress=False)
+    assert "\n" not in str(raised.value)
+    return raised.value
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "{tmp}/closed/x"])
+def test_a_folder_in_which_nobody_may_write(
+    machine: Loopback, home: Path, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    if "closed" in folder and os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    target = machine.target(folder.replace("{tmp}", str(tmp_path)))
+    push_fails(home, target, "name a folder in which you may write")
+
+
+@pytest.mark.parametrize("tool", ["rsync", "sftp"])
+def test_a_disk_that_is_full_there(
+    machine: Loopback, home: Path, tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "900k") as disk:
+        target = machine.target(str(disk / "far"))
+        if tool == "sftp":
+            target = without_rsync(target, tmp_path)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(500_000))
+        push_fails(home, target, "disk is full: .* are to come and .* make room and start again")
+        filler.unlink()
+        with monkeypatch.context() as patch:  # somebody else fills it meanwhile
+
+            def send_late(*arguments: object, **options: object) -> None:
+                filler.write_bytes(bytes(500_000))
+                carrying.send(*arguments, **options)
+
+            patch.setattr(exchange, "send", send_late)
+            push_fails(home, target, "full.* make room and start again")
+        assert not (disk / "far" / "runs").exists()
+        filler.unlink()
+        transfer.push(home, target, progress=False)
+        assert (disk / "far" / "runs" / "mine" / "tokenizer.json").read_bytes() == (
+            home / "tokenizer.json"
+        ).read_bytes()
+
+
+def test_without_rsync_sftp_carries_the_same(
+    far: Target, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transfer.push(home, without_rsync(far, tmp_path), progress=False)
+    assert (Path(far.folder) / "runs" / "mine" / "tokenizer.json").read_bytes() == (
+        home / "tokenizer.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("tool", ["rsync", "sftp"])
+def test_a_login_shell_that_prints_where_files_should_pass(
+    machine: Loopback, home: Path, tmp_path: Path, far: Target, tool: str
+) -> None:
+    target = far if tool == "rsync" else without_rsync(far, tmp_path)
+    with login_shell(machine, f'echo "Welcome to the machine"; {LOGIN}'):
+        push_fails(home, target, "login shell prints text where files should pass")
+
+
+def test_a_line_that_is_cut_on_the_way_is_taken_up_again(
+    machine: Loopback,
+    home: Path,
+    far: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cuts = []
+
+    def send_and_cut(*arguments: object, **options: object) -> None:
+        if not cuts:
+            cuts.append(machine.cut())
+        carrying.send(*arguments, **options)
+
+    monkeypatch.setattr(exchange, "send", send_and_cut)
+    transfer.push(home, far, progress=False)
+    assert cuts
+    assert (Path(far.folder) / "runs" / "mine" / "tokenizer.json").exists()
+    assert "the line was cut" in capfd.readouterr().err
+
+
+def test_a_machine_that_is_gone_for_good(
+    machine: Loopback, home: Path, far: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "PAUSES", (0.5, 0.5, 0.5))
+    monkeypatch.setattr(exchange, "send", lambda *_arguments, **_options: machine.stop())
+    try:
+        assert isinstance(push_fails(home, far, "does not answer"), LineCut)
+    finally:
+        machine.restart()
+
+
+def test_a_home_without_git_and_a_tree_that_git_does_not_know(
+    far: Target, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(contents.ROOT / ".git")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    push_fails(home, far, "git must say what is source in .*not a git repository")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    push_fails(home, far, "git .* is missing here: install it")
+
+
+def test_what_is_no_run_or_was_never_pushed(far: Target, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.toml"):
+        transfer.push(tmp_path, far)
+    for attempt in (transfer.pull, transfer.run, transfer.status):
+        with pytest.raises(TransferError, match="push"):
+            attempt(tmp_path / "mine", far)
+    assert not (tmp_path / "mine").exists()

@@ -56,6 +56,10 @@ REMEDIES = {
     r"No space left on device|Disk quota exceeded": (
         "the disk is full: make room and start again; what arrived is kept"
     ),
+    r'write remote "[^"]*": Failure': (  # all that sftp learns of a full disk
+        "a file could not be written there, as on a full disk: make room and start again; what "
+        "arrived is kept"
+    ),
     r"shell clean|Received message too long": (
         "its login shell prints text where files should pass: let its startup file, such as "
         "~/.bashrc, print only behind `[ -t 1 ] &&`"
