@@ -26,7 +26,7 @@ for name, text in first["modules"].items():
     exec(compile(text, name, "exec"), sys.modules[name].__dict__)
 sys.modules[name].serve(first["folder"])
 """
-FAR_MODULES = ("folder", "exchange", "jobs", "serving")
+FAR_MODULES = ("slurm", "folder", "exchange", "environment", "jobs", "serving")
 
 # What ssh, rsync, sftp and the far system say, and what a person can do about it; the first that is
 # found counts. What ssh's status tells comes behind what was said (`failure`).

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,7 @@ def push(
                     )
                 bad = far.ask("finish", **about, manifest=manifest)["bad"]
                 if not bad:
-                    far.ask("prepare", executable=there.python, environment=there.environment)
+                    _prepare(far, progress)
                     return done
             raise TransferError(f"{bad[0]} arrived changed twice: is something writing to it?")
 
@@ -215,6 +216,19 @@ def _begin_run(home: Path, preset: str, dry_run: bool) -> None:
     if dry_run:
         raise ValueError(f"{home} has not been begun: what it needs is known once its text is")
     begin_folder(home, config)
+
+
+def _prepare(far: Connection, progress: bool) -> None:
+    """Ready the environment there; where that takes a while, say so."""
+    target = far.target
+    words = f"{target.host}: making its environment, which takes minutes"
+    slow = threading.Timer(2.0, print, (words,), {"file": sys.stderr})
+    if progress:
+        slow.start()
+    try:
+        far.ask("prepare", executable=target.python, environment=target.environment)
+    finally:
+        slow.cancel()
 
 
 def _persist(there: Target, attempt: Callable[[Connection], _T]) -> _T:
