@@ -21,7 +21,7 @@ from typing import Any
 from tyro.conf import DisallowNone, PositionalMetavarFromFieldName
 from tyro.extras import SubcommandApp
 
-from strata.commands import machines, runs, text, writing
+from strata.commands import machines, runs, text, transfers, writing
 from strata.config import Config, DataConfig
 
 Call = Callable[[], None]
@@ -47,10 +47,13 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "data": (text.data_prepare, text.data_tasks, text.data_overlap),
     "transfer": (
-        machines.transfer_push,
-        machines.transfer_run,
-        machines.transfer_status,
-        machines.transfer_pull,
+        transfers.transfer_push,
+        transfers.transfer_run,
+        transfers.transfer_status,
+        transfers.transfer_logs,
+        transfers.transfer_stop,
+        transfers.transfer_pull,
+        transfers.transfer_list,
     ),
 }
 _ABOUT = {

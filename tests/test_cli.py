@@ -25,7 +25,8 @@ COMMANDS = [
     "ablate", "tune",
     "tokenizer train", "tokenizer encode", "tokenizer export", "tokenizer import",
     "data prepare", "data tasks", "data overlap",
-    "transfer push", "transfer run", "transfer status", "transfer pull",
+    "transfer push", "transfer run", "transfer status", "transfer logs", "transfer stop",
+    "transfer pull", "transfer list",
 ]  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]

@@ -1,9 +1,10 @@
 """What each command of `strata …` does: one thin function a command.
 
-text.py      tokenizers and token shards
-runs.py      training, and what comes of it: scores, ablations, the workbook, the paper
-writing.py   what a trained model writes
-machines.py  this machine and others
+text.py       tokenizers and token shards
+runs.py       training, and what comes of it: scores, ablations, the workbook, the paper
+writing.py    what a trained model writes
+machines.py   this machine
+transfers.py  training on another
 
 A command imports what it needs, calls the package that does the work, and prints where the result
 lies. Nothing else is decided here: options are the functions' parameters and, for the

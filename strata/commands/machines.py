@@ -1,14 +1,9 @@
-"""Commands of machines: what this one can do and bear, and training on another."""
+"""Commands of this machine: what it can do, and what a run on it can bear."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
-
-from strata.commands import Run
-
-Target = Annotated[Positional[str], arg(help="A folder there, as user@host:folder.")]
 
 
 def doctor() -> None:
@@ -65,48 +60,3 @@ def drill(
     if wrong := [outcome for outcome in outcomes if outcome.problem]:
         places = ", ".join(str(folder / outcome.name) for outcome in wrong)
         raise RuntimeError(f"{len(wrong)} of {len(outcomes)} runs did not come back: {places}")
-
-
-def transfer_push(run: Run, target: Target) -> None:
-    """Send code, run and token shards to a training machine.
-
-    Example: strata transfer push runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    sent = transfer.push(run, target)
-    for name in sent.left_out:
-        print(f"left out, it looks like a secret: {name}", file=sys.stderr)
-    print(f"{len(sent.sizes):,} files, {sum(sent.sizes.values()) / 1e6:,.1f} MB: {sent.place}")
-
-
-def transfer_run(run: Run, target: Target) -> None:
-    """Start training there; it goes on when this machine is gone.
-
-    Example: strata transfer run runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    print(f"{target}: {transfer.run(run, target)}")
-
-
-def transfer_status(run: Run, target: Target) -> None:
-    """Ask how far a run has come there.
-
-    Example: strata transfer status runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    print(f"{target}: {transfer.status(run, target)}")
-
-
-def transfer_pull(run: Run, target: Target) -> None:
-    """Bring home what the run there has made.
-
-    Example: strata transfer pull runs/mine me@gpu:strata
-    """
-    from strata import transfer
-
-    brought = transfer.pull(run, target)
-    n_bytes = sum(brought.sizes.values())
-    print(f"{len(brought.sizes):,} files, {n_bytes / 1e6:,.1f} MB: {brought.place}")

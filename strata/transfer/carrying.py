@@ -194,7 +194,7 @@ def _sftp(
         )
     commands = [f"cd {_quoted(far_folder)}"]
     for name, about in objects.items():
-        if arrived.get(name) == about.size:
+        if 0 < about.size == arrived.get(name):
             advance(about.size)
         elif 0 < arrived.get(name, 0) < about.size:
             # What it put there has the rights of the file here, which may be to be read alone.

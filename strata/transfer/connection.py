@@ -28,25 +28,60 @@ sys.modules[name].serve(first["folder"])
 """
 FAR_MODULES = ("slurm", "folder", "exchange", "environment", "jobs", "serving")
 
-# What ssh, rsync and the far system say, and what a person can do about it.
+# What ssh, rsync, sftp and the far system say, and what a person can do about it; the first that is
+# found counts. What ssh's status tells comes behind what was said (`failure`).
 REMEDIES = {
-    r"strata: python (\d+\.\d+)": "its Python is {0} and Strata needs 3.11: name a newer one",
+    r"(?m)^ssh: (?:line )?\d+: (.*)": (
+        "ssh does not start here ({0}): install it (Debian: apt-get install openssh-client), or "
+        "mend STRATA_SSH_COMMAND"
+    ),
+    r"strata: python (\d+\.\d+)": (
+        "its Python is {0} and Strata needs 3.11: name a newer one in targets.toml, such as "
+        'python = "python3.12"'
+    ),
+    r"name resolution|Connection refused|timed out|No route to host|[Uu]nreachable": (
+        "it does not answer: check that it is up, its port, and your network"
+    ),
     r"Could not resolve hostname": "no such host is known: check the name, or your ssh config",
-    r"REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key is not the one you know: ask those "
-    "who run it, then mend your known_hosts",
-    r"Host key verification failed": "its host key is not known yet: run `ssh {host}` once and "
-    "compare the key it shows",
-    r"Permission denied \(|Too many authentication": "it refused your key: load it with ssh-add, "
-    "or name it in your ssh config, until `ssh {host}` works",
-    r"Connection refused|timed out|No route to host|unreachable": "it does not answer: check that "
-    "it is up, its port, and your network",
-    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; "
-    "what arrived is kept",
-    r"rsync: (command )?not found": "rsync is missing there: install it",
-    r"(not found|python[\d.]*: No such file.*|directory: '[^']*python[\d.]*')\s*$": "its Python "
-    "was not found: name another",
-    r"closed by|Broken pipe|unexpectedly closed|Connection reset": "the line was cut: start "
-    "again; what arrived is kept",
+    r"REMOTE HOST IDENTIFICATION HAS CHANGED": (
+        "its host key is not the one you know: ask those who run it, then mend your known_hosts"
+    ),
+    r"Host key verification failed": (
+        "its host key is not known yet: run `ssh {host}` once and compare the key it shows"
+    ),
+    r"Permission denied(?: \([a-z]|, please)|Too many authentication": (
+        "it refused your key: load it with ssh-add, or name it in your ssh config, until "
+        "`ssh {host}` works"
+    ),
+    r"No space left on device|Disk quota exceeded": (
+        "the disk is full: make room and start again; what arrived is kept"
+    ),
+    r'write remote "[^"]*": Failure': (  # all that sftp learns of a full disk
+        "a file could not be written there, as on a full disk: make room and start again; what "
+        "arrived is kept"
+    ),
+    r"shell clean|Received message too long": (
+        "its login shell prints text where files should pass: let its startup file, such as "
+        "~/.bashrc, print only behind `[ -t 1 ] &&`"
+    ),
+    r"rsync: ([Cc]ommand )?not found|command not found: rsync|Unknown command:? '?rsync": (
+        "rsync is not found there when ssh starts it: put it on the PATH of the login shell"
+    ),
+    r"(Permission denied|Operation not permitted|Read-only file system|Not a directory)"
+    r"(?: \(\d+\)|(: '.*'))": "{0}{1}: name a folder in which you may write",
+    r"ended with status 12[67]$"
+    r"|(?:ommand not found|Permission denied)\.\nended with status 1$": (  # as tcsh has it
+        "its Python was not found, or does not start ({python}): name another in targets.toml, "
+        'such as python = "/opt/python/bin/python3"'
+    ),
+    r"^\s*ended with status (\d\d?|1\d\d|2[0-4]\d|25[0-4])$": (
+        "what ssh started there ended with status {0} and said nothing: check the target's setup "
+        "and python"
+    ),
+    r"closed by|Broken pipe|unexpectedly closed|Connection reset|not responding|io timeout"
+    r"|^\s*ended with status|ended with status -\d+$": (
+        "the line was cut: start again; what arrived is kept"
+    ),
 }
 
 
@@ -112,7 +147,7 @@ class Connection:
         status = self._ssh.wait()
         self._said.seek(0)
         said = self._said.read().decode("utf-8", "replace")
-        raise failure(self.target, said if said.strip() else f"closed by ssh, status {status}")
+        raise failure(self.target, f"{said.rstrip()}\nended with status {status}")
 
     def __exit__(
         self,
@@ -126,11 +161,17 @@ class Connection:
 
 
 def failure(target: Target, said: str) -> TransferError:
-    """One line for what ssh, rsync or the far end said, with what to do about it."""
+    """One line for what ssh, rsync or the far end said, with what to do about it.
+
+    Args:
+        said: all of it; a last line "ended with status N" is of ssh, below 0 where it was killed.
+    """
     for pattern, remedy in REMEDIES.items():
         if found := re.search(pattern, said):
-            advice = remedy.format(*found.groups(), host=target.host)
+            parts = [part or "" for part in found.groups()]
+            advice = remedy.format(*parts, host=target.host, python=target.python)
             cut = remedy.startswith(("the line", "it does not answer"))
             return (LineCut if cut else TransferError)(f"{target.host}: {advice}")
+    said = re.sub(r"\nended with status \d+$", "", said)
     lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
     return TransferError(f"{target.host}: {lines[-1].strip()}")

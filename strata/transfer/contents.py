@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def source_files(root: Path, run_dir: Path) -> tuple[list[str], list[str]]:
     Raises:
         TransferError: git does not know the tree.
     """
+    if shutil.which("git") is None:
+        raise TransferError("git says what is source, and is missing here: install it")
     listed: dict[str, list[str]] = {}
     for kind, options in (("tracked", ["--cached"]), ("new", ["--others", "--exclude-standard"])):
         git = subprocess.run(
