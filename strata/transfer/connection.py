@@ -43,6 +43,9 @@ REMEDIES = {
     r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; "
     "what arrived is kept",
     r"rsync: (command )?not found": "rsync is missing there: install it",
+    r"subsystem request failed": "neither rsync nor sftp is there: install rsync",
+    r"is your shell clean": "its shell says something at login, which rsync takes for data: let it "
+    "be silent where no terminal is",
     r"(not found|python[\d.]*: No such file.*|directory: '[^']*python[\d.]*')\s*$": "its Python "
     "was not found: name another",
     r"closed by|Broken pipe|unexpectedly closed|Connection reset": "the line was cut: start "
