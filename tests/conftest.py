@@ -1,10 +1,12 @@
 """What the tests share: a private cache, and a corpus and configuration that train in seconds."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
 from strata.config import Config
+from strata.transfer.loopback import Loopback, missing_tools
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +46,12 @@ def tiny_config(tmp_path_factory, private_cache) -> Config:
             "training.threads": 1,
         }
     )
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """A far machine, which is this one, behind a real sshd."""
+    if missing := missing_tools():
+        pytest.skip(f"transfers are tested against a real sshd: install {', '.join(missing)}")
+    with Loopback(tmp_path_factory.mktemp("machine"), {"OMP_NUM_THREADS": "1"}) as machine:
+        yield machine

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ablations": CORE | {"presets", "training", "evaluation"},
     "paper": {"storage", "config"},
     "workbook": {"storage", "config", "data", "paper", "training"},
-    "transfer": {"storage", "config", "data", "training"},
+    "transfer": {"storage", "fields", "config", "data", "training"},
     "drill": {"storage", "config", "tokenizer", "training"},
     "doctor": {"config", "data", "model", "training", "workbook"},
     "commands": CORE

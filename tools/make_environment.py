@@ -1,4 +1,7 @@
-"""Make the virtual environment that every `make` target runs in.
+"""Make the virtual environment that every `make` target runs in, or a training machine.
+
+    python3 tools/make_environment.py .venv                 all of it, with the tools of development
+    python3 tools/make_environment.py venv --dependencies   what training needs, and not the project
 
 Runs before anything is installed, under whatever `python3` the machine has: standard library
 only, and no syntax younger than Python 3.6, so that an old interpreter can say what is wrong.
@@ -13,7 +16,8 @@ import sys
 import urllib.request
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEX = "https://download.pytorch.org/whl/"
+TORCH_CPU_INDEX = TORCH_INDEX + "cpu"
 
 
 def is_supported(version):
@@ -63,17 +67,80 @@ def pip_has_indexes():
 
 def cpu_index():
     """pip's options for a Linux machine with no NVIDIA GPU, where PyPI's wheel of torch would bring
-    gigabytes of CUDA along; none where PyTorch's own index does not answer."""
+    gigabytes of CUDA along; none where PyTorch's own index does not answer, nor on the login node
+    of a cluster, which says nothing of the nodes that train."""
     if not sys.platform.startswith("linux") or shutil.which("nvidia-smi") or pip_has_indexes():
         return []
+    return [] if shutil.which("sbatch") else extra_index(TORCH_CPU_INDEX)
+
+
+def extra_index(url):
     try:
-        urllib.request.urlopen(TORCH_CPU_INDEX + "/torch/", timeout=5).close()
+        urllib.request.urlopen(url + "/torch/", timeout=5).close()
     except OSError:
         return []
-    return ["--extra-index-url", TORCH_CPU_INDEX]
+    return ["--extra-index-url", url]
 
 
-def main(folder):
+def cuda_build(driver, capability):
+    """Which build of torch 2.11 to 2.14 runs on an NVIDIA GPU: "" for PyPI's, of CUDA 13; "cu126"
+    for the one of CUDA 12.6 in PyTorch's own index; None where there is none.
+
+    CUDA 13 takes drivers from 580 on and GPUs from Turing (7.5) on, CUDA 12.6 drivers from 525 on
+    and GPUs before Blackwell (10.0). From PyTorch's support matrices of these releases, and
+    NVIDIA's of minor version compatibility.
+    """
+    if driver >= 580 and capability >= (7, 5):
+        return ""
+    return "cu126" if driver >= 525 and capability < (10, 0) else None
+
+
+def gpus():
+    """(driver, compute capability) of each NVIDIA GPU, as in (580, (9, 0)); none if there is none.
+
+    A driver that does not know what is asked is older than any that torch still supports.
+    """
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    found = []
+    for line in done.stdout.decode().splitlines() if done.returncode == 0 else []:
+        version, _, capability = line.partition(", ")
+        try:
+            major, minor = capability.split(".")
+            found.append((int(version.split(".")[0]), (int(major), int(minor))))
+        except ValueError:  # [N/A], of what is no ordinary GPU
+            continue
+    return found
+
+
+def torch_options(folder):
+    """pip's options for the torch that this machine can use, and the constraints they go with."""
+    builds = {cuda_build(*gpu) for gpu in gpus()}
+    if pip_has_indexes() or builds <= {""}:
+        return cpu_index(), "constraints.txt"
+    if None in builds:
+        sys.exit(
+            "make: no build of torch fits this machine's GPU and its driver (nvidia-smi shows "
+            "them): a driver from 580 on runs all GPUs since Turing"
+        )
+    # the lock's packages of CUDA are those of PyPI's build
+    loosened = os.path.join(folder, "constraints.txt")
+    with open("constraints.txt") as lock, open(loosened, "w") as file:
+        file.writelines(line for line in lock if not line.startswith(("cuda-", "nvidia-")))
+    return extra_index(TORCH_INDEX + "cu126"), loosened
+
+
+def dependencies():
+    """What the project depends on, without the project itself and its tools of development."""
+    import tomllib
+
+    with open("pyproject.toml", "rb") as file:
+        return tomllib.load(file)["project"]["dependencies"]
+
+
+def main(folder, *options):
     problem = complaint(sys.version_info, importlib.util.find_spec("ensurepip") is not None)
     if problem:
         other = None if is_supported(sys.version_info) else find_interpreter()
@@ -86,9 +153,11 @@ def main(folder):
         subprocess.check_call([sys.executable, "-m", "venv", "--clear", folder])
     print("Installing the packages of constraints.txt (a minute or two)", flush=True)
     install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    if subprocess.call([*install, *cpu_index(), "-c", "constraints.txt", "-e", ".[dev]"]):
+    torch, constraints = torch_options(folder)
+    wanted = dependencies() if "--dependencies" in options else ["-e", ".[dev]"]
+    if subprocess.call([*install, *torch, "-c", constraints, *wanted]):
         sys.exit("make: pip could not install the packages; its message stands above")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

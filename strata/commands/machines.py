@@ -77,7 +77,7 @@ def transfer_push(run: Run, target: Target) -> None:
     sent = transfer.push(run, target)
     for name in sent.left_out:
         print(f"left out, it looks like a secret: {name}", file=sys.stderr)
-    print(f"{sent.n_files:,} files, {sent.n_bytes / 1e6:,.1f} MB: {sent.place}")
+    print(f"{len(sent.sizes):,} files, {sum(sent.sizes.values()) / 1e6:,.1f} MB: {sent.place}")
 
 
 def transfer_run(run: Run, target: Target) -> None:
@@ -108,4 +108,5 @@ def transfer_pull(run: Run, target: Target) -> None:
     from strata import transfer
 
     brought = transfer.pull(run, target)
-    print(f"{brought.n_files:,} files, {brought.n_bytes / 1e6:,.1f} MB: {brought.place}")
+    n_bytes = sum(brought.sizes.values())
+    print(f"{len(brought.sizes):,} files, {n_bytes / 1e6:,.1f} MB: {brought.place}")

@@ -55,3 +55,10 @@ def building(
     if progress:
         amount = f"{done / 1e6:,.1f} MB" if unit == "B" else f"{done:,} {unit}"
         print(f"{what}: {amount} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time, rounded, in the largest unit that says enough."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from strata.config import Config
-from strata.data import Prepared, TokenShards, cache_dir
+from strata.data import Prepared, TokenShards, cache_dir, prepare
 from strata.model import count_parameters, flops_per_token
 from strata.storage import write_whole
 from strata.tokenizer import Tokenizer
@@ -46,6 +46,18 @@ def recall_data(run_dir: Path) -> Prepared | None:
     return Prepared(origin["corpus"], Tokenizer.load(run_dir / "tokenizer.json"), **found)
 
 
+def begin_folder(run_dir: Path, config: Config) -> None:
+    """Set up a run that will be trained elsewhere: its configuration, tokenizer and text.
+
+    What its provenance says beyond that is added where training begins.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: as `prepare` does.
+    """
+    prepared = prepare(config.data, config.model.vocab_size)
+    _set_up(run_dir, config, prepared, {})
+
+
 def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runtime) -> None:
     """Make a run's folder, or check that it belongs to this configuration, corpus and tokenizer.
 
@@ -53,10 +65,7 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
         ValueError: if the folder holds another run, saying what differs.
     """
     path = run_dir / "provenance.json"
-    origin = {
-        "corpus": prepared.corpus_identity,
-        "tokenizer": prepared.tokenizer.identity,
-    }
+    origin = _origin(prepared)
     if path.is_file():
         held = Config.load(run_dir / "config.toml")
         differences = [
@@ -75,17 +84,29 @@ def open_folder(run_dir: Path, config: Config, prepared: Prepared, runtime: Runt
                 "Choose another folder, or continue that run as it is: strata train --run-dir "
                 f"{run_dir}"
             )
-        if before["code"] != code_hash():
+        if before.get("code", code_hash()) != code_hash():
             print(
                 f"{run_dir} was begun by another version of the code; delete it to train anew",
                 file=sys.stderr,
             )
-    if not path.is_file() or held != config:  # else a finished run that cannot be written is read
+    if not path.is_file() or "code" not in before:
+        _set_up(run_dir, config, prepared, _circumstances(config, runtime))
+    elif held != config:  # else a finished run that cannot be written is read
         config.save(run_dir / "config.toml")
-    if not path.is_file():
-        prepared.tokenizer.save(run_dir / "tokenizer.json")
-        # last, since it marks a folder that is set up
-        write_whole(path, json.dumps({**origin, **_circumstances(config, runtime)}, indent=1))
+
+
+def _set_up(
+    run_dir: Path, config: Config, prepared: Prepared, circumstances: dict[str, Any]
+) -> None:
+    config.save(run_dir / "config.toml")
+    prepared.tokenizer.save(run_dir / "tokenizer.json")
+    # last, since it marks a folder that is set up
+    provenance = {**_origin(prepared), **circumstances}
+    write_whole(run_dir / "provenance.json", json.dumps(provenance, indent=1))
+
+
+def _origin(prepared: Prepared) -> dict[str, str]:
+    return {"corpus": prepared.corpus_identity, "tokenizer": prepared.tokenizer.identity}
 
 
 def write_summary(

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from strata.config import Config
+from strata.data.progress import duration
 from strata.model import count_parameters
-from strata.training.logger import duration, read_metrics
+from strata.training.logger import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

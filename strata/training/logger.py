@@ -26,7 +26,7 @@ from typing import Any, Self
 from tqdm.auto import tqdm
 
 from strata.config import Config
-from strata.data.progress import is_live
+from strata.data.progress import duration, is_live
 from strata.storage import sync_folder
 from strata.training.curves import Curves, TensorBoard
 
@@ -328,10 +328,3 @@ class _Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """A time, rounded, in the largest unit that says enough."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"

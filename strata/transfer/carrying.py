@@ -3,7 +3,7 @@
 rsync carries them over the target's ssh; sftp does where either end has no rsync. A name is a sum,
 so no name of a user's file is ever read by a shell, by rsync or by sftp; the far folder's is the
 only other. What has arrived when the line is cut stays in the receiving folder, and the next
-attempt goes on from there (`far.incoming` has the rules). Nothing is verified here: that is for
+attempt goes on from there (`incoming` has the rules). Nothing is verified here: that is for
 who asked for the files.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from strata.transfer.connection import failure
-from strata.transfer.far.incoming import PARTIAL, gather, rsync_works
+from strata.transfer.incoming import PARTIAL, gather, rsync_works
 from strata.transfer.rules import TransferError
 from strata.transfer.target import Target, surroundings
 

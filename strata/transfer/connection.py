@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from strata.transfer import far, rules
+from strata.transfer import far, incoming, receiving, rules
 from strata.transfer.rules import TransferError
 from strata.transfer.target import Target, surroundings
 
@@ -26,7 +26,7 @@ for name, text in first["modules"].items():
     exec(compile(text, name, "exec"), sys.modules[name].__dict__)
 sys.modules[name].serve(first["folder"])
 """
-FAR_MODULES = ("folder", "exchange", "jobs", "serving")
+FAR_MODULES = ("slurm", "folder", "exchange", "environment", "jobs", "serving")
 
 # What ssh, rsync and the far system say, and what a person can do about it.
 REMEDIES = {
@@ -60,12 +60,13 @@ class LineCut(TransferError):
 class Connection:
     """One ssh to a target, in which the far end answers questions; `with Connection(target) as …`.
 
-    Raises:
-        TransferError: on asking, if it could not be reached, or says what is wrong there.
+    Attributes:
+        reached: whether the far end has answered anything yet.
     """
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.reached = False
 
     def __enter__(self) -> Self:
         self._said = tempfile.TemporaryFile()
@@ -75,7 +76,9 @@ class Connection:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             text=True, encoding="utf-8", errors="replace", env=surroundings(),
         )  # fmt: skip
-        files = {"strata.transfer.rules": Path(rules.__file__)}
+        files = {
+            module.__name__: Path(str(module.__file__)) for module in (rules, incoming, receiving)
+        }
         folder = Path(far.__file__).parent
         files |= {f"{far.__name__}.{name}": folder / f"{name}.py" for name in FAR_MODULES}
         modules = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
@@ -102,6 +105,7 @@ class Connection:
             pass  # why, ssh has said, or the far end before it hung up
         for line in self._ssh.stdout:
             if line.startswith("strata:{") and line.endswith("\n"):
+                self.reached = True
                 reply: dict[str, Any] = json.loads(line.removeprefix("strata:"))
                 if "system_error" in reply:
                     raise failure(self.target, reply["system_error"])

@@ -7,17 +7,38 @@ import subprocess
 from pathlib import Path
 
 from strata.storage import cache_dir
-from strata.transfer.rules import TransferError
+from strata.transfer.rules import (
+    INPUTS,
+    RECORD,
+    Sums,
+    TransferError,
+    files_of,
+    newest_good_checkpoint,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Left out of a push although git does not ignore them: what looks like a key or a password.
+# Left out of a push although git does not ignore it: what looks like a key or a password.
 SECRET = re.compile(
     r"(^|/)(\.env(\.[^/]*)?|\.netrc|\.pypirc|\.npmrc|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)"
     r"|[^/]*\.(pem|key|p12|pfx|kdbx|age)|(secret|credential|password|(hf_)?token)s?"
     r"(\.(txt|json|toml|ya?ml|ini))?)$|(^|/)\.(ssh|aws|gnupg|kube|huggingface)/",
     re.IGNORECASE,
 )
+
+
+def files(run_dir: Path) -> tuple[dict[str, Path], list[str]]:
+    """All that a push of a run sends, by the name it gets there, and what it leaves out as secret.
+
+    Raises:
+        TransferError: git does not know the source tree.
+    """
+    source, secret = source_files(ROOT, run_dir)
+    checkpoint = newest_good_checkpoint(run_dir, Sums())
+    run = files_of(run_dir, INPUTS + RECORD, [checkpoint] if checkpoint else [])
+    cache = cache_dir()
+    parts = [("code", ROOT, source), ("run", run_dir, run), ("cache", cache, shard_files(run_dir))]
+    return {f"{part}/{name}": root / name for part, root, names in parts for name in names}, secret
 
 
 def source_files(root: Path, run_dir: Path) -> tuple[list[str], list[str]]:
@@ -42,14 +63,19 @@ def source_files(root: Path, run_dir: Path) -> tuple[list[str], list[str]]:
         prepared = any(place in not_source or _is_run(place) for place in inside)
         if not prepared:
             new.append(name)
-    secret = [name for name in new if SECRET.search(name)]
-    names = listed["tracked"] + [name for name in new if name not in secret]
-    return [name for name in names if (root / name).resolve().is_relative_to(root)
-            and (root / name).is_file()], secret  # fmt: skip
+    names = listed["tracked"] + new
+    secret = [name for name in names if SECRET.search(name)]
+    return [
+        name
+        for name in names
+        if name not in secret
+        and (root / name).is_file()
+        and (root / name).resolve().is_relative_to(root)
+    ], secret
 
 
-def shard_files(run_dir: Path, cache: Path) -> list[str]:
-    """The token shards of a run that are in the cache here, as names relative to it.
+def shard_files(run_dir: Path) -> list[str]:
+    """The token shards of a run that are in the cache here, as names relative to the cache.
 
     Shards are found by what the run's provenance says it was trained on. Where it says nothing, or
     they are not here, none are sent, and training makes them there.
@@ -58,7 +84,7 @@ def shard_files(run_dir: Path, cache: Path) -> list[str]:
         return []
     origin = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
     wanted = origin["corpus"], origin["tokenizer"]
-    found = []
+    cache, found = cache_dir(), []
     for path in (cache / "shards").glob("*/manifest.json"):
         shards = json.loads(path.read_text(encoding="utf-8"))
         if (shards["corpus_identity"], shards["tokenizer_identity"]) == wanted:
@@ -68,4 +94,4 @@ def shard_files(run_dir: Path, cache: Path) -> list[str]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").exists() and (folder / "metrics.jsonl").exists()
+    return (folder / "config.toml").exists() and (folder / "provenance.json").exists()

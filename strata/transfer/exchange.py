@@ -1,175 +1,281 @@
-"""The end at home of a push and of a pull."""
+"""Push and pull, as seen from home.
 
-import contextlib
-import fcntl
+Either way: one end describes what there is (a manifest), the other says what it lacks, that is
+carried, and the end that receives it verifies all of it before it changes anything. When the line
+is cut, the same is done again, and by then less is lacking.
+"""
+
 import hashlib
-import shlex
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from strata.storage import cache_dir
+from strata.config import Config
+from strata.data import absolute_spec
+from strata.data.progress import building
+from strata.training.folder import begin_folder
+from strata.training.lock import OneWriter
 from strata.transfer import contents
-from strata.transfer.connection import Connection, failure
-from strata.transfer.contents import shard_files, source_files
-from strata.transfer.rules import (
-    INPUTS,
-    RECORD,
-    TransferError,
-    choose,
-    differing,
-    keep_only,
-    place,
-    run_files,
-    sum_of,
+from strata.transfer.carrying import Object, fetch, send
+from strata.transfer.connection import Connection, LineCut
+from strata.transfer.incoming import rsync_works
+from strata.transfer.receiving import (
+    Manifest,
+    assemble,
+    check,
+    check_room,
+    describe,
+    lacking,
+    ready,
 )
-from strata.transfer.target import Target, find_target, surroundings
+from strata.transfer.rules import Sums, TransferError, choose, place
+from strata.transfer.target import Target, find_target
+
+# Seconds between two attempts after the line was cut; a line that held for a minute begins them
+# anew.
+PAUSES = (1, 2, 4, 8, 15, 30, 30, 30, 60, 60, 60)
+_T = TypeVar("_T")
 
 
 class Transferred(NamedTuple):
-    """What a push or pull moved: files and bytes it consisted of, where it lies, what stayed."""
+    """What a push or a pull came to, or would.
 
-    n_files: int
-    n_bytes: int
+    sizes: bytes of every file that it consisted of, by name.
+    carried: bytes of those that the other end lacked.
+    place: where it lies now.
+    left_out: what looked like a secret and stayed.
+    """
+
+    sizes: dict[str, int]
+    carried: dict[str, int]
     place: str
     left_out: tuple[str, ...] = ()
 
 
-def push(run_dir: str | Path, target: str | Target) -> Transferred:
+def push(
+    run_dir: str | Path,
+    target: str | Target,
+    *,
+    preset: str = "",
+    dry_run: bool = False,
+    progress: bool = True,
+) -> Transferred:
     """Send the code, a run and the token shards it needs; the far side changes when all is there.
 
     Sent are the files that git tracks and the untracked ones that it does not ignore, without
     those that look like secrets; of the run its configuration, tokenizer, provenance, record and
-    newest good checkpoint.
+    newest good checkpoint. Then the environment there is made, or found to be ready.
 
     Args:
-        run_dir: a folder with at least config.toml.
-        target: `user@host:folder`, or a `Target`.
+        run_dir: a run; one without a configuration is begun, with its text prepared here.
+        target: `user@host:folder`, a name of targets.toml, or a `Target`.
+        preset: what a new run is begun with; the target's if empty.
+        dry_run: find out what would go, and change nothing at either end.
+        progress: show a bar, and a line on what was carried.
 
     Raises:
-        FileNotFoundError: there is no such run.
-        ValueError: the target is not one.
+        FileNotFoundError: there is no such run, and no preset.
+        ValueError: the target is none, or the preset.
+        BlockingIOError: the run is being trained, pushed or pulled here.
         TransferError: it could not be done; the far side is as before.
     """
-    home, there = _existing(run_dir), find_target(target)
-    code, left_out = source_files(contents.ROOT, home)
-    cache = cache_dir()
-    parts = [
-        ("code", contents.ROOT, code, "code"),
-        ("run", home, run_files(home, INPUTS + RECORD), f"runs/{home.name}"),
-        ("cache", cache, shard_files(home, cache), "cache"),
-    ]
-    with _alone(home), Connection(there) as far:
-        sent = {f"{part}/{name}": place / name for part, place, names, _ in parts for name in names}
-        manifest = {name: sum_of(path) for name, path in sent.items()}
+    home, there = Path(run_dir).resolve(), find_target(target)
+    if not (home / "provenance.json").is_file():
+        _begin_run(home, preset or there.preset, dry_run)
+    with OneWriter(home):
+        files, left_out = contents.files(home)
         about = {"name": home.name, "key": _key(home)}
-        folder = far.ask("begin", **about)["folder"]
-        bad = list(manifest)
-        for first in (True, False):
-            for part, source, names, final in parts:
-                staged = f"{there.host}:{folder}/.strata/push-{_key(home)}/{part}"
-                # What lies there with equal size and time gets a second name instead of a copy;
-                # should its sum be wrong all the same, it is sent again in full.
-                known = f"--link-dest={folder}/{final}/" if first else "--ignore-times"
-                wanted = [name for name in names if f"{part}/{name}" in bad]
-                if wanted:
-                    _copy(there, wanted, str(source), staged, "--copy-links", known)
-            bad = far.ask("finish", **about, manifest=manifest)["bad"]
-            if not bad:
-                break
-        else:
+
+        def attempt(far: Connection) -> Transferred:
+            sums = Sums()
+            manifest = describe(files, sums)
+            bad: list[str] = []
+            for first in (True, False):
+                answer = far.ask(
+                    "begin", **about, manifest=manifest, rsync=rsync_works(), dry_run=dry_run
+                )
+                where = f"{there.host}:{answer['folder']}/runs/{home.name}"
+                wanted: dict[str, int] = answer["lacking"]
+                if first:
+                    carried = _of(manifest, wanted)
+                    done = Transferred(_of(manifest), carried, where, tuple(left_out))
+                if dry_run:
+                    return done
+                with _showing(f"to {there.host}", manifest, wanted, progress) as advance:
+                    send(
+                        there,
+                        {entry.sum: files[name] for name, entry in manifest.items()},
+                        _objects(manifest, wanted),
+                        answer["incoming"],
+                        arrived=wanted,
+                        rsync_there=answer["rsync"],
+                        advance=advance,
+                    )
+                bad = far.ask("finish", **about, manifest=manifest)["bad"]
+                if not bad:
+                    _prepare(far, progress)
+                    return done
             raise TransferError(f"{bad[0]} arrived changed twice: is something writing to it?")
-    n_bytes = sum(path.stat().st_size for path in sent.values())
-    return Transferred(
-        len(sent), n_bytes, f"{there.host}:{folder}/runs/{home.name}", tuple(left_out)
-    )
+
+        return _persist(there, attempt)
 
 
-def pull(run_dir: str | Path, target: str | Target) -> Transferred:
+def pull(
+    run_dir: str | Path,
+    target: str | Target,
+    *,
+    checkpoints: str | Sequence[int] = "newest",
+    dry_run: bool = False,
+    progress: bool = True,
+) -> Transferred:
     """Bring home what the run there has made, into the same run folder, which need not exist yet.
 
-    Metrics, samples, final weights, figures and the newest good checkpoint come; nothing here that
-    is newer or good is replaced by something older or torn (`rules.choose` has the rules).
+    Metrics, samples, figures, final weights and checkpoints come; nothing here that is newer or
+    good is replaced by something older or torn (`rules.choose` has the rules).
+
+    Args:
+        run_dir: the run here, whose name is the run's there.
+        target, progress: as for `push`.
+        checkpoints: "newest" (that is whole), "all", "none", or the steps of those to bring.
+        dry_run: find out what would come, and change nothing at either end.
 
     Raises:
-        ValueError: the target is not one.
+        ValueError: the target is none, or `checkpoints` is nothing of this.
+        BlockingIOError: the run is being trained, pushed or pulled here.
         TransferError: it could not be done, or the two ends went different ways; the run here is
             as before.
     """
+    if isinstance(checkpoints, str) and checkpoints not in ("newest", "all", "none"):
+        raise ValueError(
+            f"checkpoints = {checkpoints!r}: expected newest, all, none, or the steps of some"
+        )
     home, there = Path(run_dir).resolve(), find_target(target)
-    about = {"key": _key(home)}
-    with Connection(there) as far:
-        offered = far.ask("offer", name=home.name, **about)
-        manifest: dict[str, str] = offered["manifest"]
-        staged = home / ".pull"
-        differing(staged, manifest)  # raises, before anything is made, if a name leads out of it
-        with _alone(home):
-            bad = list(manifest)
-            for known in (f"--link-dest={home}", "--ignore-times"):
-                staged.mkdir(exist_ok=True)
-                _copy(there, bad, f"{there.host}:{offered['source']}", str(staged), known)
-                bad = differing(staged, manifest)
-                if not bad:
-                    break
-            else:
-                raise TransferError(
-                    f"{bad[0]} arrived changed twice: look at the disk of {there.host}"
+    chosen = checkpoints if isinstance(checkpoints, str) else list(checkpoints)
+    about = {"name": home.name, "key": _key(home), "token": uuid.uuid4().hex}
+    staged, sums = home / ".pull", Sums()
+
+    def known(name: str) -> Path:
+        return home / name
+
+    def attempt(far: Connection) -> Transferred:
+        bad: list[str] = []
+        for first in (True, False):
+            offered = far.ask("offer", **about, checkpoints=chosen, dry_run=dry_run)
+            manifest = check(offered["manifest"])
+            incoming, rsync = staged / "incoming", bool(offered.get("rsync")) and rsync_works()
+            if not dry_run:
+                ready(manifest, incoming, sums, for_rsync=rsync)
+            wanted = lacking(manifest, incoming, known, sums)
+            if first:
+                done = Transferred(_of(manifest), _of(manifest, wanted), str(home))
+            if dry_run:
+                return done
+            check_room(manifest, wanted, incoming)
+            with _showing(f"from {there.host}", manifest, wanted, progress) as advance:
+                fetch(
+                    there,
+                    _objects(manifest, wanted),
+                    offered["outgoing"],
+                    incoming,
+                    rsync_there=rsync,
+                    advance=advance,
                 )
-            keep_only(staged, manifest)
-            n_bytes = sum((staged / name).stat().st_size for name in manifest)
-            choose(staged, home, replace_inputs=False)
-            place(staged, home)
-            shutil.rmtree(staged)
-        with contextlib.suppress(TransferError):  # the run is home; the next pull tidies up there
-            far.ask("release", **about)
-    return Transferred(len(manifest), n_bytes, str(home))
+            bad = assemble(manifest, incoming, known, staged / "tree", sums)
+            if not bad:
+                choose(staged / "tree", home, sums, replace_inputs=False)
+                place(staged / "tree", home)
+                shutil.rmtree(staged)
+                far.ask("release", key=about["key"])
+                return done
+        raise TransferError(f"{bad[0]} arrived changed twice: look at the disk of {there.host}")
+
+    if dry_run:
+        return _persist(there, attempt)
+    with OneWriter(home):
+        return _persist(there, attempt)
 
 
-def _copy(
-    target: Target, names: Iterable[str], source: str, destination: str, *options: str
-) -> None:
-    """Let rsync copy the named files from one folder to another, either of them `remote`.
+def _begin_run(home: Path, preset: str, dry_run: bool) -> None:
+    """Give a run that has never been trained its configuration, tokenizer and text."""
+    if (home / "config.toml").is_file():
+        config = Config.load(home / "config.toml")
+    elif preset:
+        config = Config.preset(preset)
+        config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
+    else:
+        raise FileNotFoundError(
+            f"{home} is not a run: it holds no config.toml; name a preset to begin one with"
+        )
+    if dry_run:
+        raise ValueError(f"{home} has not been begun: what it needs is known once its text is")
+    begin_folder(home, config)
+
+
+def _prepare(far: Connection, progress: bool) -> None:
+    """Ready the environment there; where that takes a while, say so."""
+    target = far.target
+    words = f"{target.host}: making its environment, which takes minutes"
+    slow = threading.Timer(2.0, print, (words,), {"file": sys.stderr})
+    if progress:
+        slow.start()
+    try:
+        far.ask("prepare", executable=target.python, environment=target.environment)
+    finally:
+        slow.cancel()
+
+
+def _persist(there: Target, attempt: Callable[[Connection], _T]) -> _T:
+    """Make attempts, each over a line of its own, until one comes to its end.
 
     Raises:
-        TransferError: rsync failed; what has arrived is kept for the next attempt.
+        LineCut: the first could not even begin, or the last of many was cut too.
+        TransferError: one failed for another reason.
     """
-    if shutil.which("rsync") is None:
-        raise TransferError("rsync is missing here: install it (Debian: apt-get install rsync)")
-    shown = ["--info=progress2"] if sys.stderr.isatty() else []
-    done = subprocess.run(
-        ["rsync", "--times", "--executability", "--protect-args", "--from0", "--files-from=-",
-         "--partial-dir=.rsync-partial", *shown, *options, "-e", shlex.join(target.ssh()),
-         f"{source}/", f"{destination}/"],
-        input="".join(f"./{name}\0" for name in names).encode("utf-8", "surrogateescape"),
-        stderr=subprocess.PIPE, env=surroundings(), check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise failure(target, done.stderr.decode("utf-8", "replace"))
+    pauses, reached = list(PAUSES), False
+    while True:
+        try:
+            began = time.monotonic()
+            with Connection(there) as far:
+                return attempt(far)
+        except LineCut as cut:
+            reached = reached or far.reached
+            if time.monotonic() > began + sum(PAUSES[:6]):
+                pauses = list(PAUSES)
+            if not reached or not pauses:
+                raise
+            pause = pauses.pop(0)
+            print(f"{cut}; trying again in {pause} s", file=sys.stderr)
+            time.sleep(pause)
 
 
-def _existing(run_dir: str | Path) -> Path:
-    home = Path(run_dir).resolve()
-    if not (home / "config.toml").exists():
-        raise FileNotFoundError(f"{run_dir} is not a run: it holds no config.toml")
-    return home
+@contextmanager
+def _showing(
+    what: str, manifest: Manifest, wanted: dict[str, int], progress: bool
+) -> Iterator[Callable[[int], None]]:
+    """A bar while something is carried; none where nothing has to be."""
+    n_bytes = sum(one.size for one in _objects(manifest, wanted).values())
+    with building(what, n_bytes, progress=progress and bool(wanted)) as advance:
+        yield advance
+
+
+def _of(manifest: Manifest, sums: dict[str, int] | None = None) -> dict[str, int]:
+    """Sizes of the files whose sums are among these, by name; of all without any."""
+    return {n: one.size for n, one in manifest.items() if sums is None or one.sum in sums}
+
+
+def _objects(manifest: Manifest, wanted: dict[str, int]) -> dict[str, Object]:
+    return {
+        one.sum: Object(one.size, one.compresses) for one in manifest.values() if one.sum in wanted
+    }
 
 
 def _key(home: Path) -> str:
     """Names the staging folder there, so that pushes from two places do not mix."""
     return hashlib.sha256(f"{socket.gethostname()} {home}".encode()).hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """One transfer of a run at a time."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".transfer").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TransferError(f"{home} is being pushed or pulled already: wait for it") from None
-        yield

@@ -5,49 +5,93 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from strata.transfer.far.folder import locked, refuse_if_running, switch
+from strata.transfer.incoming import rsync_works
+from strata.transfer.receiving import (
+    Manifest,
+    assemble,
+    check,
+    check_room,
+    describe,
+    is_whole,
+    lacking,
+    ready,
+)
 from strata.transfer.rules import (
+    ABOUT,
     INPUTS,
     RECORD,
-    RESULT_FOLDERS,
-    RESULTS,
+    WEIGHTS,
+    Sums,
     TransferError,
     choose,
-    differing,
-    keep_only,
-    run_files,
-    sum_of,
+    files_of,
+    is_good,
+    newest_good_checkpoint,
+    steps_of,
 )
 
+SUMS = Sums()  # of one conversation
 
-def begin(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """Ready a staging folder for a push of run `name`; it is kept between attempts."""
-    if shutil.which("rsync") is None:
-        raise TransferError("rsync is missing there: install it (Debian: apt-get install rsync)")
+
+def begin(
+    folder: Path,
+    name: str,
+    key: str,
+    manifest: dict[str, list[Any]],
+    rsync: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """What a push of run `name` has to carry, and where to; what came of it before is kept.
+
+    Args:
+        key: of the place that pushes.
+        manifest: names begin with code/, run/ or cache/.
+        rsync: whether home has it.
+        dry_run: find out, and make nothing.
+    """
     if (folder / "code").exists() and not (folder / "code").is_symlink():
         raise TransferError(f"{folder}/code is there and no push made it: name another folder")
-    with locked(folder):
-        refuse_if_running(folder / "runs" / name)
-        for part in ("code", "run", "cache"):
-            (folder / ".strata" / f"push-{key}" / part).mkdir(parents=True, exist_ok=True)
-    return {"folder": str(folder)}
+    refuse_if_running(folder / "runs" / name)
+    incoming, expected = folder / ".strata" / f"push-{key}" / "incoming", check(manifest)
+    rsync = rsync and rsync_works()
+    if not dry_run:
+        with locked(folder):  # which finishes a push that was cut
+            ready(expected, incoming, SUMS, for_rsync=rsync)
+    wanted = lacking(expected, incoming, _known(folder, name), SUMS)
+    if not dry_run:
+        check_room(expected, wanted, incoming)
+    return {"folder": str(folder), "incoming": str(incoming), "lacking": wanted, "rsync": rsync}
 
 
-def finish(folder: Path, name: str, key: str, manifest: dict[str, str]) -> dict[str, Any]:
-    """Verify what was staged and switch to it; the names to send again, if any were damaged."""
-    staged = folder / ".strata" / f"push-{key}"
+def _known(folder: Path, name: str) -> Callable[[str], Path]:
+    """Where in the target folder the file of a manifest's name lies, if it is there already."""
+    places = {"code": folder / "code", "run": folder / "runs" / name, "cache": folder / "cache"}
+
+    def known(path: str) -> Path:
+        part, _, rest = path.partition("/")
+        return places.get(part, folder / ".strata" / "none") / rest
+
+    return known
+
+
+def finish(folder: Path, name: str, key: str, manifest: dict[str, list[Any]]) -> dict[str, Any]:
+    """Verify what arrived and switch to it; or the names of what did not arrive whole."""
+    staged, expected = folder / ".strata" / f"push-{key}", check(manifest)
+    tree = staged / "tree"
     with locked(folder):
         refuse_if_running(folder / "runs" / name)
-        bad = differing(staged, manifest)
-        for damaged in bad:
-            (staged / damaged).unlink(missing_ok=True)
+        bad = assemble(expected, staged / "incoming", _known(folder, name), tree, SUMS)
         if not bad:
-            keep_only(staged, manifest)
-            choose(staged / "run", folder / "runs" / name, replace_inputs=True)
+            choose(tree / "run", folder / "runs" / name, SUMS, replace_inputs=True)
             code = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
+            if _is_code(folder / "code", expected):
+                shutil.rmtree(tree / "code")
+                code = (folder / "code").resolve().name
             marker = staged / "marker"
             marker.write_text(json.dumps({"run": name, "code": code}))
             marker.replace(staged / "VERIFIED")  # from here on the push is made, come what may
@@ -55,38 +99,89 @@ def finish(folder: Path, name: str, key: str, manifest: dict[str, str]) -> dict[
     return {"bad": bad}
 
 
-def offer(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """Set aside what a pull will fetch, as it is at this moment, with its sums."""
+def _is_code(code: Path, manifest: Manifest) -> bool:
+    """Whether the code there is that of the manifest; what running it left there does not count."""
+    wanted = {name[5:]: entry for name, entry in manifest.items() if name.startswith("code/")}
+    code = code.resolve()
+    there = {str(path.relative_to(code)) for path in code.rglob("*.py")}
+    return there <= wanted.keys() and all(
+        is_whole(code / name, entry, SUMS) for name, entry in wanted.items()
+    )
+
+
+def offer(
+    folder: Path, name: str, key: str, checkpoints: str | list[int], token: str, dry_run: bool
+) -> dict[str, Any]:
+    """Set aside what a pull will fetch, as it is at this moment, and say what that is.
+
+    Args:
+        checkpoints: "newest", "all", "none", or the steps of those that are asked for.
+        token: of the pull; one that asks again after the line was cut gets what it got before.
+        dry_run: say what it would be, and make nothing.
+    """
     run_dir, aside = folder / "runs" / name, folder / ".strata" / f"pull-{key}"
     if not run_dir.exists():
         raise TransferError(f"{name} is not there: push it first")
+    if dry_run:
+        paths = {one: run_dir / one for one in _wanted(run_dir, checkpoints)}
+        return {"manifest": describe(paths, SUMS)}
     with locked(folder):
-        for attempt in (1, 2, 3):
-            try:
-                shutil.rmtree(aside, ignore_errors=True)
-                set_aside(run_dir, aside)
-                break
-            except FileNotFoundError:  # training has just pruned a checkpoint
-                if attempt == 3:
-                    raise
-        names = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
-        return {"source": str(aside), "manifest": {str(n): sum_of(aside / n) for n in names}}
+        about = aside / f"manifest-{token}.json"
+        if not about.exists():
+            manifest = _set_aside(run_dir, aside, checkpoints)
+            about.write_text(json.dumps(manifest))
+        return {
+            "manifest": json.loads(about.read_text()),
+            "outgoing": str(aside / "outgoing"),
+            "rsync": rsync_works(),
+        }
 
 
-def set_aside(run_dir: Path, aside: Path) -> None:
-    """Copy what home may want of a run; checkpoints, which never change, by a second name."""
-    aside.mkdir(parents=True)
-    for found in run_files(run_dir, INPUTS + RECORD + RESULTS, RESULT_FOLDERS):
-        copy = aside / found
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if found.startswith("checkpoints/"):
-            with contextlib.suppress(OSError):  # the file system may know no second names
-                os.link(run_dir / found, copy)
-        if not copy.exists():
-            shutil.copy2(run_dir / found, copy)
-    if (aside / "metrics.jsonl").exists():  # its last line may be half written
-        lines = (aside / "metrics.jsonl").read_bytes()
-        (aside / "metrics.jsonl").write_bytes(lines[: lines.rfind(b"\n") + 1])
+def _wanted(run_dir: Path, checkpoints: str | list[int]) -> list[str]:
+    """The files of a run that home wants, checkpoints first: its metrics are never behind them."""
+    found = steps_of(run_dir)
+    if isinstance(checkpoints, list):
+        if lost := [step for step in checkpoints if step not in found]:
+            there = ", ".join(map(str, sorted(found))) or "none"
+            raise TransferError(
+                f"no checkpoint of step {lost[0]} is there; of these there are: {there}"
+            )
+        chosen = [found[step] for step in checkpoints]
+    elif checkpoints == "newest":
+        newest = newest_good_checkpoint(run_dir, SUMS)
+        chosen = [newest] if newest else []
+    else:
+        chosen = [path for path in found.values() if checkpoints == "all" and is_good(path, SUMS)]
+    return files_of(run_dir, [], chosen) + files_of(
+        run_dir, INPUTS + RECORD + WEIGHTS + ABOUT, [run_dir / name for name in ABOUT]
+    )
+
+
+def _set_aside(run_dir: Path, aside: Path, checkpoints: str | list[int]) -> Manifest:
+    """Copy what home wants; checkpoints, which never change, by a second name."""
+    for attempt in (1, 2, 3):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            (aside / "outgoing").mkdir(parents=True)
+            copies = {}
+            for number, name in enumerate(_wanted(run_dir, checkpoints)):
+                copies[name] = aside / str(number)
+                if name.startswith("checkpoints/"):
+                    with contextlib.suppress(OSError):  # the file system may know no second names
+                        os.link(run_dir / name, copies[name])
+                if not copies[name].exists():
+                    shutil.copy2(run_dir / name, copies[name])
+            break
+        except FileNotFoundError:  # training has just pruned a checkpoint
+            if attempt == 3:
+                raise
+    if metrics := copies.get("metrics.jsonl"):  # its last line may be half written
+        lines = metrics.read_bytes()
+        metrics.write_bytes(lines[: lines.rfind(b"\n") + 1])
+    manifest = describe(copies, SUMS)
+    for name, entry in manifest.items():
+        copies[name].replace(aside / "outgoing" / entry.sum)
+    return manifest
 
 
 def release(folder: Path, key: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from strata.transfer.far.slurm import find_job
 from strata.transfer.rules import TransferError, place
 
 
@@ -27,8 +28,8 @@ def switch(folder: Path, staged: Path) -> None:
     marker = json.loads((staged / "VERIFIED").read_text())
     code = folder / ".strata" / "code" / marker["code"]
     for part, final in (("cache", "cache"), ("run", f"runs/{marker['run']}"), ("code", code)):
-        if (staged / part).exists():
-            place(staged / part, folder / final)
+        if (staged / "tree" / part).exists():
+            place(staged / "tree" / part, folder / final)
     link = folder / ".strata" / "code.new"
     link.unlink(missing_ok=True)
     link.symlink_to(code.relative_to(folder))
@@ -47,9 +48,10 @@ def living_job(run_dir: Path) -> dict[str, Any] | None:
     """What job.json says of the job that trains a run, or None if it does not live.
 
     The job holds a lock on the file as long as it lives: a stale file, or another process that got
-    the same number, is never taken for it.
+    the same number, is never taken for it. Of a job in a cluster's queue SLURM is asked.
     """
-    return read_if_locked(run_dir / "job.json", run_dir / "job.json")
+    about = run_dir / "job.json"
+    return read_if_locked(about, about) or find_job(read_about(about))
 
 
 def read_if_locked(lock: Path, about: Path) -> dict[str, Any] | None:
@@ -58,16 +60,29 @@ def read_if_locked(lock: Path, about: Path) -> dict[str, Any] | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return dict(json.loads((about.exists() and about.read_text()) or "{}"))
+            return {"pid": None, "host": None} | read_about(about)
     return None
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a small file says; nothing where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def refuse_if_running(run_dir: Path) -> None:
     """Raise TransferError if a job, or somebody by hand, trains the run now."""
     by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
     job = living_job(run_dir) or read_if_locked(*by_hand)
-    if job is not None:
-        raise TransferError(
-            f"a job is training {run_dir.name} there (process {job.get('pid', '?')} on "
-            f"{job.get('host', '?')}): wait for its end, or end it there"
-        )
+    if job is None:
+        return
+    if "id" in job:
+        who = f"job {job['id']} of its queue, {job['state']}"
+    else:
+        who = f"process {job['pid']} on {job['host']}"
+    raise TransferError(
+        f"a job is training {run_dir.name} there ({who}): wait for its end, or stop it: "
+        f"strata transfer stop {run_dir.name} TARGET"
+    )

@@ -1,46 +1,184 @@
-"""Training at the far end: its environment, the job that trains a run, and what it says."""
+"""The job that trains a run at the far end: started, looked at, stopped, and what it prints."""
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import shlex
+import signal
 import socket
 import subprocess
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from strata.transfer.far.folder import living_job, locked, refuse_if_running
-from strata.transfer.rules import TransferError, read_history
+from strata.transfer.far.folder import (
+    living_job,
+    locked,
+    read_about,
+    read_if_locked,
+    refuse_if_running,
+)
+from strata.transfer.far.slurm import stop_job, submit
+from strata.transfer.rules import TransferError
+
+# How much of the end of metrics.jsonl is read for the last step, and for the last validation.
+RECENT_BYTES, SEARCHED_BYTES = 1 << 16, 1 << 22
+LOG_BYTES = 1 << 16
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-def environment(folder: Path, code: Path, python: str) -> str:
-    """The Python of folder/venv, made or brought up to date with the code's locked packages."""
-    wanted = hashlib.sha256()
-    for name in ("constraints.txt", "pyproject.toml"):
-        wanted.update((code / name).read_bytes())
-    venv, stamp, log = folder / "venv", folder / "venv" / "strata-ready", folder / "venv.log"
-    if not stamp.exists() or stamp.read_text() != wanted.hexdigest():
-        installed = str(venv / "bin" / "python")
-        with log.open("w") as output:
-            for command in (
-                [python, "-m", "venv", str(venv)],
-                [installed, "-m", "pip", "install", "-c", "constraints.txt", "-e", "."],
-            ):
-                made = subprocess.run(
-                    command, cwd=code, stdout=output, stderr=subprocess.STDOUT, check=False
-                )
-                if made.returncode:
-                    raise TransferError(
-                        f"`{shlex.join(command[1:])}` failed there: {last_line(log)} (all of it in "
-                        f"{log}; Debian and Ubuntu need the package python3-venv)"
-                    )
-        stamp.write_text(wanted.hexdigest())
-    return str(venv / "bin" / "python")
+def start(
+    folder: Path,
+    name: str,
+    executable: str,
+    scheduler: str = "none",
+    sbatch: list[str] | None = None,
+    setup: str = "",
+) -> dict[str, Any]:
+    """Start training with a Python that `prepare` named, detached, unless a job already trains.
+
+    Args:
+        scheduler: "none" starts it here and now; "slurm" queues it, with the options `sbatch`.
+        setup: what the shell of a queued job runs first; the one that runs here has had it.
+    """
+    run_dir = folder / "runs" / name
+    with locked(folder):
+        if not (run_dir / "config.toml").exists() or not (folder / "code").exists():
+            raise TransferError(f"{name} is not there yet: push it first")
+        refuse_if_running(run_dir)
+        code, cache = (folder / "code").resolve(), folder / "cache"
+        command = [executable, "-m", "strata.transfer.job", str(run_dir)]
+        job = {"code": str(code), "python": executable, "started": time.time()}
+        (run_dir / "job-end.json").unlink(missing_ok=True)
+        if scheduler == "slurm":
+            job["scheduler"] = scheduler
+            job["id"] = submit(run_dir, code, cache, setup, command, sbatch or [])
+            (run_dir / "job.json").write_text(json.dumps(job))
+            return look(folder, name)
+        surroundings = os.environ | {
+            "STRATA_CACHE": str(cache),
+            "PYTHONPATH": str(code),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with (run_dir / "job.json").open("a+") as about, (run_dir / "job.log").open("a") as log:
+            fcntl.flock(about, fcntl.LOCK_EX)
+            about.truncate(0)
+            process = subprocess.Popen(
+                command, cwd=code, env=surroundings, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(about.fileno(),),
+            )  # fmt: skip
+            job |= {"pid": process.pid, "host": socket.gethostname()}
+            about.write(json.dumps(job))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if process.wait(timeout=2):
+            raise TransferError(f"training ended at once there: {last_line(run_dir / 'job.log')}")
+    return look(folder, name)
+
+
+def look(folder: Path, name: str) -> dict[str, Any]:
+    """The fields of `Status` for a run there; what is damaged is named and hides nothing else."""
+    run_dir = folder / "runs" / name
+    if not run_dir.is_dir():
+        raise TransferError(f"{name} is not there: push it first")
+    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
+    job = living_job(run_dir) or read_if_locked(*by_hand)
+    ended = read_about(run_dir / "job-end.json")
+    if job is not None:
+        state = "queued" if job.get("state") == "PENDING" else "running"
+    elif (run_dir / "summary.json").exists():
+        state = "finished"
+    elif ended:
+        state = "stopped" if ended.get("status") in STOPPED else "failed"
+    else:
+        state = "killed" if read_about(run_dir / "job.json") else "ready"
+    problems: list[str] = []
+    max_steps = None
+    try:
+        config = tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
+        max_steps = config["training"]["max_steps"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"its config.toml is damaged ({type(error).__name__})")
+    steps = re.compile(r"step-(\d+)")
+    found = [steps.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("step-*")]
+    job = job or {}
+    return {
+        "name": name,
+        "state": state,
+        "reason": job.get("reason") if state == "queued" or "reason" in job else None,
+        "exit_status": None if job else ended.get("status"),
+        "pid": job.get("pid"),
+        "host": job.get("host"),
+        "job": job.get("id"),
+        "max_steps": max_steps,
+        "checkpoint": max((int(match[1]) for match in found if match), default=None),
+        **recent_metrics(run_dir / "metrics.jsonl", max_steps, problems),
+        "last_log_line": last_line(run_dir / "job.log"),
+        "problem": "; ".join(problems),
+    }
+
+
+def recent_metrics(path: Path, max_steps: int | None, problems: list[str]) -> dict[str, Any]:
+    """What the end of metrics.jsonl says, however long it is."""
+    lines: list[dict[str, Any]] = []
+    held_out = None
+    size = path.stat().st_size if path.exists() else 0
+    for number, text in enumerate(lines_from_the_end(path, min(size, SEARCHED_BYTES))):
+        try:
+            line = json.loads(text)
+            line["step"] + line["loss"]
+        except (ValueError, KeyError, TypeError):
+            if not problems or "metrics" not in problems[-1]:
+                problems.append(f"metrics.jsonl is damaged, {number + 1} lines before its end")
+            continue
+        if not lines or (len(lines) < 50 and lines[-1]["step"] > line["step"]):
+            lines.append(line)
+        held_out = line.get("validation_bits_per_byte")
+        if held_out is not None:
+            break
+    last = lines[0] if lines else {}
+    timing = last.get("timing")
+    timing = timing if isinstance(timing, dict) else {}
+    spent = [
+        sum(line["timing"].get(part, 0.0) for part in ("seconds", "validation_seconds",
+                                                       "checkpoint_seconds"))
+        for line in lines if isinstance(line.get("timing"), dict)
+    ]  # fmt: skip
+    left = None
+    if spent and max_steps is not None:
+        left = (max_steps - last["step"]) * sum(spent) / len(spent)
+    return {
+        "step": last.get("step"),
+        "loss": last.get("loss"),
+        "tokens_per_second": timing.get("tokens_per_second"),
+        "memory_bytes": timing.get("memory_bytes"),
+        "seconds_left": left,
+        "bits_per_byte": held_out,
+    }
+
+
+def lines_from_the_end(path: Path, n_bytes: int) -> Iterator[bytes]:
+    """The whole lines in the last bytes of a file, the last first; read in pieces."""
+    if not n_bytes:
+        return
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        first, rest = max(0, end - n_bytes), b""
+        torn = True  # what follows the last newline is not a line yet
+        while end > first:
+            begin = max(first, end - RECENT_BYTES)
+            file.seek(begin)
+            pieces = (file.read(end - begin) + rest).split(b"\n")
+            rest, end = pieces[0], begin
+            whole = pieces[1:]
+            if torn and whole:
+                whole.pop()
+                torn = False
+            yield from reversed(whole)
+        if not first and not torn and rest:
+            yield rest
 
 
 def last_line(path: Path) -> str:
@@ -53,84 +191,58 @@ def last_line(path: Path) -> str:
     return text[-1].strip()
 
 
-def choose_processes(training: dict[str, Any], n_gpus: int) -> int:
-    """The most processes, one a GPU, among which a batch divides into whole micro-batches.
-
-    Args:
-        training: the section of the configuration; `micro_batch_size` 0 is a process's whole share.
-    """
-    for n in range(n_gpus, 1, -1):
-        if training["batch_size"] % (n * max(training["micro_batch_size"], 1)) == 0:
-            return n
-    return 1
-
-
-def start(folder: Path, name: str, executable: str, prepare: bool) -> dict[str, Any]:
-    """Start training detached, one process a GPU, unless a job already trains.
-
-    The log says so when the batch leaves GPUs over.
-    """
+def stop(folder: Path, name: str) -> dict[str, Any]:
+    """Ask the job to save and end; whether it has, `look` says. Asking again does no harm."""
     run_dir = folder / "runs" / name
-    with locked(folder):
-        if not (run_dir / "config.toml").exists() or not (folder / "code").exists():
-            raise TransferError(f"{name} is not there yet: push it first")
-        refuse_if_running(run_dir)
-        code = (folder / "code").resolve()
-        if prepare:
-            executable = environment(folder, code, executable)
-        surroundings = os.environ | {
-            "STRATA_CACHE": str(folder / "cache"),
-            "PYTHONPATH": str(code),
-            "PYTHONUNBUFFERED": "1",
-        }
-        count = subprocess.run(
-            [executable, "-c", "import torch; print(torch.cuda.device_count())"],
-            cwd=code, env=surroundings, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if count.returncode:
-            reason = (count.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            raise TransferError(f"{executable} there cannot import torch: {reason}")
-        n_gpus = int(count.stdout.split()[-1])
-        training = tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))["training"]
-        n = choose_processes(training, n_gpus)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-        command = [executable, *(torchrun if n > 1 else []), "-m", "strata.cli", "train"]
-        command += ["--run-dir", str(run_dir)]
-        with (run_dir / "job.json").open("a+") as pid_file, (run_dir / "job.log").open("a") as log:
-            fcntl.flock(pid_file, fcntl.LOCK_EX)
-            if n < n_gpus:
-                log.write(
-                    f"training on {n} of {n_gpus} GPUs: training.batch_size = "
-                    f"{training['batch_size']} does not divide among more\n"
-                )
-                log.flush()  # before the lines of the process that shares the file
-            process = subprocess.Popen(
-                command, cwd=code, env=surroundings, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(pid_file.fileno(),),
-            )  # fmt: skip
-            job = {"pid": process.pid, "host": socket.gethostname(), "code": str(code)}
-            pid_file.truncate(0)
-            pid_file.write(json.dumps(job | {"command": command, "started": time.time()}))
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if process.wait(timeout=2):
-            raise TransferError(f"training ended at once there: {last_line(run_dir / 'job.log')}")
+    status = look(folder, name)
+    job = living_job(run_dir) or {}
+    if status["state"] not in ("running", "queued"):
+        return status
+    if "id" in job:
+        stop_job(job)
+        if job["state"] == "PENDING":
+            end = {"status": 128 + signal.SIGTERM, "ended": time.time()}
+            (run_dir / "job-end.json").write_text(json.dumps(end))
+        return look(folder, name)
+    pid, host = status["pid"], status["host"]
+    if pid is None:
+        raise TransferError(f"which process trains {name} there is not known: end it there")
+    if host != socket.gethostname():
+        raise TransferError(
+            f"{name} is trained on {host}, which a signal from {socket.gethostname()} does not "
+            f"reach: there, kill -TERM {pid}"
+        )
+    with contextlib.suppress(ProcessLookupError):  # it has ended, or its processes are about to
+        os.kill(pid, signal.SIGTERM)
     return look(folder, name)
 
 
-def look(folder: Path, name: str) -> dict[str, Any]:
-    """The fields of `Status` for a run there."""
-    run_dir = folder / "runs" / name
-    if not run_dir.exists():
+def read_log(folder: Path, name: str, offset: int) -> dict[str, Any]:
+    """A piece of what the job prints.
+
+    Args:
+        offset: where it begins, in bytes; so many last lines if it is negative.
+
+    Returns:
+        `text`, in which bytes that are not UTF-8 stand as surrogates, and `offset` after it.
+    """
+    path = folder / "runs" / name / "job.log"
+    if not path.parent.is_dir():
         raise TransferError(f"{name} is not there: push it first")
-    job = living_job(run_dir)
-    history = read_history(run_dir)
-    config = tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
-    return {
-        "running": job is not None,
-        "finished": (run_dir / "summary.json").exists(),
-        "pid": (job or {}).get("pid"),
-        "host": (job or {}).get("host"),
-        "max_steps": config["training"]["max_steps"],
-        "metrics": history[-1] if history else {},
-        "last_log_line": last_line(run_dir / "job.log"),
-    }
+    if not path.exists():
+        return {"text": "", "offset": 0}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if offset < 0:
+            file.seek(max(0, size - LOG_BYTES))
+            piece = b"".join(file.read(LOG_BYTES).splitlines(keepends=True)[offset:])
+            return {"text": piece.decode("utf-8", "surrogateescape"), "offset": file.tell()}
+        file.seek(offset if offset <= size else 0)  # shorter than before: another log
+        piece = file.read(LOG_BYTES)
+        return {"text": piece.decode("utf-8", "surrogateescape"), "offset": file.tell()}
+
+
+def list_runs(folder: Path) -> dict[str, Any]:
+    """The fields of `Status` of every run there, by name."""
+    places = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
+    return {"runs": [look(folder, path.name) for path in places]}

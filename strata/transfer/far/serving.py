@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from strata.transfer.far.environment import prepare
 from strata.transfer.far.exchange import begin, finish, offer, release
-from strata.transfer.far.jobs import look, start
+from strata.transfer.far.jobs import list_runs, look, read_log, start, stop
 from strata.transfer.rules import TransferError
 
 OPERATIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (begin, finish, offer, release, start, look)
+    function.__name__: function
+    for function in (begin, finish, offer, release, prepare, start, look, stop, read_log, list_runs)
 }
 
 
