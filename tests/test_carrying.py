@@ -22,7 +22,7 @@ from small_disks import small_disk
 from strata.transfer import TransferError
 from strata.transfer.carrying import Object, fetch, send
 from strata.transfer.connection import LineCut
-from strata.transfer.far.incoming import PARTIAL, gather, rsync_works
+from strata.transfer.incoming import PARTIAL, gather, rsync_works
 from strata.transfer.loopback import loopback, missing_tools
 from strata.transfer.target import Target
 
