@@ -2,7 +2,7 @@
 
     push("runs/mine", "me@gpu:strata")     code, run and token shards go there
     run("runs/mine", "me@gpu:strata")      training starts there and outlives the connection
-    status("runs/mine", "me@gpu:strata")   what it says now
+    watch("runs/mine", "me@gpu:strata")    how far it is, until it ends
     pull("runs/mine", "me@gpu:strata")     what it made comes home
 
 `target` says where that is, `connection` talks to it over ssh; `contents` says what a push consists
@@ -11,9 +11,24 @@ what both keep. ssh is the user's own, with its configuration, agent and host-ke
 STRATA_SSH_COMMAND names another command line for it, as GIT_SSH_COMMAND does for git.
 """
 
-from strata.transfer.control import Status, run, status
+from strata.transfer.control import Status, list_runs, logs, run, status, stop
 from strata.transfer.exchange import Transferred, pull, push
 from strata.transfer.rules import TransferError
-from strata.transfer.target import Target
+from strata.transfer.target import Target, find_target
+from strata.transfer.watching import watch
 
-__all__ = ["Status", "Target", "TransferError", "Transferred", "pull", "push", "run", "status"]
+__all__ = [
+    "Status",
+    "Target",
+    "TransferError",
+    "Transferred",
+    "find_target",
+    "list_runs",
+    "logs",
+    "pull",
+    "push",
+    "run",
+    "status",
+    "stop",
+    "watch",
+]
