@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -77,12 +78,13 @@ def drill(folder: Path, cuts: int, seed: int) -> Found:
     rng, found = random.Random(seed), Found()
     home, source, far = folder / "home" / "mine", folder / "source", folder / "far"
     _begin(home, source)
-    contents.ROOT = source
-    exchange.PAUSES = (0.1,) * 20
-    os.environ["STRATA_CACHE"] = str(folder / "cache")
     there_run = far / "runs" / "mine"
-    with loopback(folder / "keys", str(far)) as target:
-        there = target
+    with (
+        mock.patch.object(contents, "ROOT", source),
+        mock.patch.object(exchange, "PAUSES", (0.1,) * 20),
+        mock.patch.dict(os.environ, STRATA_CACHE=str(folder / "cache")),
+        loopback(folder / "keys", str(far)) as there,
+    ):
         push(home, there, progress=False)
         pace = {"push": 1.5, "pull": 1.5}  # seconds; what an undisturbed one takes, by and by
         step = 1

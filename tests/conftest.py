@@ -2,10 +2,13 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from far_runs import FAR_NAME, make_source
 
 from strata.config import Config
+from strata.transfer import contents
 from strata.transfer.loopback import Loopback, missing_tools
 
 
@@ -55,3 +58,19 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
         pytest.skip(f"transfers are tested against a real sshd: install {', '.join(missing)}")
     with Loopback(tmp_path_factory.mktemp("machine"), {"OMP_NUM_THREADS": "1"}) as machine:
         yield machine
+
+
+@pytest.fixture
+def far(machine: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A target folder of an awkward name on the far machine."""
+    monkeypatch.setenv("STRATA_SSH_COMMAND", f"ssh -F '{machine.ssh_config}'")
+    return f"loopback:{tmp_path / FAR_NAME}"
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source tree in the place of Strata's own, and a cache of the test's."""
+    root = make_source(tmp_path / "source")
+    monkeypatch.setattr(contents, "ROOT", root)
+    monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
+    return root

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -317,6 +319,29 @@ def test_the_scaling_grid_keeps_heads_and_the_shape_of_the_schedule():
         # to the nearest whole step
         warmup = share * base.training.warmup_steps
         assert config.training.warmup_steps == pytest.approx(warmup, abs=0.5)
+
+
+def test_comments_do_not_change_the_hash_of_the_code_and_what_is_kept_of_it_never_goes_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, kept = tmp_path / "strata", tmp_path / "cache" / "code"
+    for name in ("config", "sections", "tokenizer/a", "data/a", "model/a", "training/folder"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).with_suffix(".py").write_text("rate = 1\n")
+    monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("strata.training.folder.__file__", str(package / "training" / "folder.py"))
+    found = []
+    for source in ("rate = 1\n", "rate = 1  # a rate\n", "rate = 2\n", "rate = 1\n"):
+        (package / "model" / "a.py").write_text(source)
+        found.append(code_hash.__wrapped__())
+    assert found[0] == found[1] == found[3] != found[2]
+    assert sorted(path.read_text() for path in kept.iterdir()) == sorted(found[:3])
+    for path in kept.iterdir():
+        path.write_text("half")
+    assert code_hash.__wrapped__() == found[0]
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").touch()  # no folder, and nothing can be kept
+    assert code_hash.__wrapped__() == found[0]
 
 
 def test_a_real_sweep_trains_skips_and_can_be_compared(tmp_path, monkeypatch):

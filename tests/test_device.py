@@ -1,5 +1,6 @@
 """The decision where and how to compute, on machines that are not this one."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -122,3 +123,15 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
     assert choose_runtime(TrainingConfig(device="cpu")).threads == 4
     assert choose_runtime(TrainingConfig(device="cpu", threads=3)).threads == 3
     choose_runtime.cache_clear()
+
+
+def test_where_a_product_takes_seconds_one_is_enough_to_measure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = choose_runtime(TrainingConfig(device="cpu", precision="float32", threads=1))
+    for seconds, products in ((3.0, 1), (0.4, 3), (0.1, 5)):
+        clock = itertools.count()
+        ticks = (turn * seconds for turn in clock)
+        monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=ticks.__next__))
+        assert device.matmul_flops.__wrapped__(runtime) == pytest.approx(2 * 1_024**3 / seconds)
+        assert next(clock) == 2 * products

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from two_processes import run_on_processes
+from two_processes import Started, run_on_processes
 
 from strata.config import Config, TrainingConfig
 from strata.evaluation import SampleWriter, TaskMonitor
@@ -282,18 +282,34 @@ STRATA = [sys.executable, "-m", "strata.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-class Launched:
-    """`strata train --nproc 2`, or torchrun with `strata train`, in a process of its own."""
+WARM = """
+import sys
+from strata import cli
+if __name__ == "__main__":  # the processes that train are fresh ones, and import this file
+    sys.exit(cli.main({words!r}))
+"""
 
-    def __init__(self, config: Config, run: Path, *options: str, torchrun: bool = False) -> None:
+
+class Launched:
+    """`strata train --nproc 2`, or torchrun with `strata train`, in a process of its own.
+
+    A warm launcher has its packages imported; the processes that it starts have not.
+    """
+
+    def __init__(
+        self, config: Config, run: Path, *options: str, torchrun: bool = False, warm: bool = False
+    ) -> None:
         self.run = run
         path = run.with_suffix(".toml")
         config.save(path)
-        command = [*TORCHRUN, "-m", "strata.cli"] if torchrun else STRATA
-        command = [*command, "train", str(path), "--run-dir", str(run), *options]
+        words = ["train", str(path), "--run-dir", str(run), *options]
         if not torchrun:
-            command += ["--nproc", "2"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            words += ["--nproc", "2"]
+        if warm:
+            self.process = Started(run.with_suffix(".py"), WARM.format(words=words))
+        else:
+            command = [*TORCHRUN, "-m", "strata.cli"] if torchrun else STRATA
+            self.process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
 
     def workers(self) -> list[int]:
         """Process ids in the order of their ranks."""
@@ -345,7 +361,7 @@ def test_a_signal_to_the_launcher_saves_and_a_dead_process_is_restarted_and_then
     endless, tmp_path
 ):
     run = tmp_path / "run"
-    first = Launched(endless, run)
+    first = Launched(endless, run, warm=True)
     first.wait_for_step(3)
     first.process.send_signal(signal.SIGTERM)
     status, said = first.end()
@@ -355,7 +371,7 @@ def test_a_signal_to_the_launcher_saves_and_a_dead_process_is_restarted_and_then
     assert "Traceback" not in said
     assert (run / "checkpoints" / f"step-{saved:08d}").is_dir()
 
-    second = Launched(endless, run, "--restarts", "1")
+    second = Launched(endless, run, "--restarts", "1", warm=True)
     second.wait_for_step(saved + 15)  # beyond a checkpoint
     before = second.workers()
     os.kill(before[1], signal.SIGKILL)

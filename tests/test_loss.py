@@ -8,6 +8,7 @@ from small_models import RECIPES, STRATA, random_model, random_tokens
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from two_processes import start_server
 
 from strata.model.loss import chunk_length, chunked_cross_entropy, soft_cap
 from strata.training.distributed import LossModule
@@ -137,7 +138,9 @@ def sharded_loss(rank, folder):
 
 
 def test_the_loss_of_a_sharded_model_equals_the_unsharded_one(tmp_path):
-    torch.multiprocessing.spawn(sharded_loss, (str(tmp_path),), nprocs=2)
+    start_server()
+    options = {"nprocs": 2, "start_method": "forkserver"}
+    torch.multiprocessing.start_processes(sharded_loss, (str(tmp_path),), **options)
     sharded = torch.load(tmp_path / "result.pt")
     model, tokens = random_model(STRATA), random_tokens(4, 16)
     loss = model.loss(tokens, tokens)

@@ -135,6 +135,66 @@ def test_pip_keeps_to_indexes_that_it_was_told_of(monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("driver", "capability", "build"),
+    [
+        (580, (7, 5), ""),
+        (595, (12, 0), ""),
+        (570, (9, 0), "cu126"),
+        (525, (8, 0), "cu126"),
+        (580, (7, 0), "cu126"),  # a V100, which CUDA 13 knows no more
+        (570, (10, 0), None),  # a B200, which CUDA 12.6 did not know yet
+        (470, (8, 0), None),
+    ],
+)
+def test_the_build_of_torch_is_one_that_the_driver_and_the_gpu_take(
+    driver: int, capability: tuple[int, int], build: str | None
+) -> None:
+    assert TOOL.cuda_build(driver, capability) == build
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("580.95.05, 9.0\n580.95.05, 9.0\n", []),
+        ("550.54.15, 8.0\n", ["--extra-index-url", TOOL.TORCH_INDEX + "cu126"]),
+        ("[N/A], [N/A]\n", []),
+    ],
+)
+def test_an_old_driver_gets_an_older_cuda_without_the_locks_packages_of_the_newer(
+    said: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = SimpleNamespace(stdout=said.encode(), returncode=0)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(TOOL.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(TOOL, "pip_has_indexes", lambda: False)
+    monkeypatch.setattr(TOOL.subprocess, "run", lambda *given, **options: asked)
+    monkeypatch.setattr(TOOL.urllib.request, "urlopen", lambda url, timeout: io.BytesIO())
+    given, constraints = TOOL.torch_options(str(tmp_path))
+    assert given == options
+    lines = Path(constraints).read_text().splitlines()
+    assert any(line.startswith("nvidia-") for line in lines) == (not options)
+    assert "torch==2.13.0" in lines
+
+
+def test_a_gpu_that_no_build_of_torch_takes_leaves_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TOOL, "pip_has_indexes", lambda: False)
+    monkeypatch.setattr(TOOL, "gpus", lambda: [(470, (8, 0))])
+    monkeypatch.setattr(TOOL.urllib.request, "urlopen", lambda url, timeout: io.BytesIO())
+    index = ["--extra-index-url", TOOL.TORCH_CPU_INDEX]
+    assert TOOL.torch_options(str(tmp_path)) == (index, "constraints.txt")
+    assert "No build of torch takes this GPU" in capsys.readouterr().out
+
+
+def test_a_training_machine_gets_what_the_project_depends_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert TOOL.dependencies() == PROJECT["dependencies"]
+
+
 def test_the_environment_is_not_made_again_when_nothing_changed(tmp_path: Path) -> None:
     """`make` with a fresh stamp starts nothing but the target itself."""
     folder = tmp_path / "venv"

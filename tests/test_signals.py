@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import run_on_two_processes
+from two_processes import Started, run_on_two_processes
 
 from strata.config import Config
 from strata.training import Callback, Interrupted, Trainer, read_metrics
@@ -47,7 +47,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def wait_for(path: Path, process: subprocess.Popen | None = None) -> None:
+def wait_for(path: Path, process: subprocess.Popen | Started | None = None) -> None:
     for _ in range(6_000):
         if path.exists():
             return
@@ -155,21 +155,31 @@ def test_a_stop_in_the_last_step_lets_the_run_end(tiny_config: Config, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+    ("number", "status", "cold"),
+    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
+    ids=["ctrl-c", "sigterm"],
 )
 def test_the_command_line_ends_with_a_status_that_schedulers_know(
-    whole_run: Path, tiny_config: Config, tmp_path: Path, number: int, status: int
+    whole_run: Path, tiny_config: Config, tmp_path: Path, number: int, status: int, cold: bool
 ) -> None:
     tiny_config.save(tmp_path / "tiny.toml")
     command = ["train", str(tmp_path / "tiny.toml"), "--run-dir", str(tmp_path / "run")]
     script = (
         f"{WAITING}\nimport sys\nfrom strata import cli, evaluation\n"
-        f"evaluation.SampleWriter = WaitForASignal\nsys.exit(cli.main({command!r}))\n"
+        f"evaluation.SampleWriter = WaitForASignal\nstatus = cli.main({command!r})\n"
+        f"if {cold}:\n"  # what takes long to load, and this run does without
+        "    slow = {'torch._dynamo', 'huggingface_hub', 'scipy.stats', 'matplotlib'}\n"
+        "    assert not slow & set(sys.modules)\n"
+        "sys.exit(status)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) as process:
-        wait_for(tmp_path / "run" / "waits", process)
-        process.send_signal(number)
-        told = process.communicate()[1].decode().splitlines()
+    if cold:
+        command = [sys.executable, "-c", script]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    else:
+        process = Started(tmp_path / "train.py", script)
+    wait_for(tmp_path / "run" / "waits", process)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == status, told
     assert told[-1] == "strata: stopped after step 4, saved; run again to continue"
     assert not any("Traceback" in line for line in told)

@@ -4,15 +4,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from two_processes import run_on_two_processes
+from two_processes import Started, run_on_two_processes
 
 from strata.config import Config, OptimizerConfig, TrainingConfig
 from strata.evaluation import SampleWriter
@@ -142,8 +140,9 @@ def test_a_run_killed_and_resumed_equals_the_one_never_interrupted(
         f"config = Config.load({str(tmp_path / 'config.toml')!r})\n"
         f"Trainer(config, {str(tmp_path / 'run')!r}, [KillYourself()], progress=False).fit()\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = Started(tmp_path / "train.py", script)
+    complained = killed.communicate()[1]
+    assert killed.returncode == -signal.SIGKILL, complained
     assert len(read_metrics(tmp_path / "run")) == 7
     Trainer(tiny_config, tmp_path / "run", progress=False).fit()
     assert_same_run(whole_run, tmp_path / "run")

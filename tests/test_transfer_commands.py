@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_transfer
-from test_transfer import make_run
+from far_runs import make_run
 
 from strata import cli, transfer
 from strata.transfer.loopback import Loopback
 
-source = test_transfer.source
 Captured = pytest.CaptureFixture[str]
 
 

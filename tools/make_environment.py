@@ -121,15 +121,19 @@ def torch_options(folder):
     if pip_has_indexes() or builds <= {""}:
         return cpu_index(), "constraints.txt"
     if None in builds:
-        sys.exit(
-            "make: no build of torch fits this machine's GPU and its driver (nvidia-smi shows "
-            "them): a driver from 580 on runs all GPUs since Turing"
-        )
+        print("No build of torch takes this GPU with its driver, which is older than 580: the")
+        print("processor computes", flush=True)
+        return extra_index(TORCH_CPU_INDEX), "constraints.txt"
+    index = extra_index(TORCH_INDEX + "cu126")
+    if not index:
+        print(f"{TORCH_INDEX}cu126 does not answer, where the torch lies that this GPU's driver")
+        print("takes, older than 580 as it is: the processor computes", flush=True)
+        return [], "constraints.txt"
     # the lock's packages of CUDA are those of PyPI's build
     loosened = os.path.join(folder, "constraints.txt")
     with open("constraints.txt") as lock, open(loosened, "w") as file:
         file.writelines(line for line in lock if not line.startswith(("cuda-", "nvidia-")))
-    return extra_index(TORCH_INDEX + "cu126"), loosened
+    return index, loosened
 
 
 def dependencies():

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from strata.evaluation.comparison import holm
 
@@ -80,7 +79,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if sample.size == 1:
         return Interval(mean, -np.inf, np.inf, confidence, 1)
-    half = _t_quantile(confidence, sample.size - 1) * _standard_error(sample)
+    half = t_quantile(confidence, sample.size - 1) * _standard_error(sample)
     return Interval(mean, mean - half, mean + half, confidence, sample.size)
 
 
@@ -88,8 +87,10 @@ def _standard_error(sample: FloatArray) -> float:
     return float(sample.std(ddof=1) / np.sqrt(sample.size))
 
 
-def _t_quantile(confidence: float, degrees: int) -> float:
+def t_quantile(confidence: float, degrees: int) -> float:
     """The t value that leaves (1 − confidence) / 2 in each tail."""
+    from scipy import stats  # takes a second to load, which no worker of a sweep needs
+
     return float(stats.t.ppf(0.5 + confidence / 2, degrees))
 
 
@@ -159,6 +160,8 @@ def _paired_p_value(differences: FloatArray) -> float:
     error = _standard_error(differences)
     if error == 0.0:
         return 1.0 if differences.mean() == 0.0 else 0.0
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(differences.mean()) / error, differences.size - 1))
 
 

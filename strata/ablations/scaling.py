@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
-from strata.ablations.analysis import FloatArray, Interval
+from strata.ablations.analysis import FloatArray, Interval, t_quantile
 
 MIN_RUNS = 6  # one more than there are parameters
 MIN_LEVELS = 3  # different sizes, and different numbers of tokens: two fix a slope, not a bend
@@ -218,6 +217,8 @@ def _starts(logs: FloatArray, delta: float, keep: int = 12) -> list[FloatArray]:
 
 
 def _descend(start: FloatArray, logs: FloatArray, delta: float) -> tuple[FloatArray, float]:
+    from scipy import optimize  # takes a while to load
+
     result = optimize.minimize(
         _objective,
         start,
@@ -310,7 +311,7 @@ class PowerLaw:
         centred = self.log_flops - self.log_flops.mean()
         distance = np.log(flops) - self.log_flops.mean()
         leverage = 1 + 1 / len(centred) + distance**2 / np.sum(centred**2)
-        half = stats.t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(variance * leverage)
+        half = t_quantile(confidence, degrees) * np.sqrt(variance * leverage)
         low, high = estimate * np.exp(-half), estimate * np.exp(half)
         return Interval(estimate, float(low), float(high), confidence, len(self.residuals))
 
@@ -331,7 +332,7 @@ def fit_power_law(flops: ArrayLike, losses: ArrayLike, confidence: float = 0.95)
     half = np.inf
     if len(x) > 2:
         error = np.sqrt(np.sum(residuals**2) / (len(x) - 2) / np.sum(centred**2))
-        half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 2) * error)
+        half = float(t_quantile(confidence, len(x) - 2) * error)
     exponent = Interval(-slope, -slope - half, -slope + half, confidence, len(x))
     return PowerLaw(float(np.exp(y.mean() - slope * x.mean())), exponent, x, residuals)
 

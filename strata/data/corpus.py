@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
-from strata.data import files, hub, installed
+from strata.data import files, installed
 from strata.data.mixture import interleave, parse_mixture, whole_shares
 from strata.data.progress import building
 from strata.storage import cache_dir, write_whole
@@ -319,6 +319,8 @@ def _examine_files(
 
 
 def _open_hub(spec: str, text_column: str, threshold: int) -> Corpus:
+    from strata.data import hub  # whose library takes a while to load
+
     place = hub.parse(spec.removeprefix("hub:"))
     commit = hub.resolve_commit(place)
     record_path = _record_path(["hub", place.repository, commit, place.glob, text_column])

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
 
 Numbers = NDArray[np.float64]
 
@@ -143,6 +142,8 @@ def permutation_p_value(
     observed = abs(float(sums.sum()))
     if len(sizes) == 1:  # then the number of positive signs says all, and it is binomial
         positive = int((sums > 0.0).sum())
+        from scipy.special import bdtr  # takes a while to load
+
         tail = bdtr(min(positive, len(sums) - positive), len(sums), 0.5)
         return min(1.0, 2.0 * float(tail))
     generator = np.random.default_rng(seed)

@@ -11,11 +11,13 @@ in `ModelConfig` and nowhere else, and `initialise` shows the whole starting poi
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from strata.config import Config, ModelConfig
 from strata.model.attention import Attention, KeyValueCache, Rotation, rotation
@@ -209,8 +211,7 @@ class Transformer(nn.Module):
         whole = all(type(weight) is nn.Parameter for weight in self.parameters())
         if self.device.type != "cpu" or not whole:  # or shared out among processes
             return self
-        with torch.device("meta"):
-            model = Transformer(self.config)
+        model = _without_values(self.config)
         weights = {
             name: weight.t().contiguous().t() if weight.dim() == 2 else weight
             for name, weight in self.state_dict().items()
@@ -312,10 +313,26 @@ def initialise(model: Transformer) -> None:
             parameter.normal_(0.0, std)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: on the meta device, drawing imports TorchDynamo, for a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _without_values(config: ModelConfig) -> Transformer:
+    """The model's shapes."""
+    with torch.device("meta"), _Undrawn():
+        return Transformer(config)
+
+
 def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters in the "embedding" (tokens, positions), "head" (0 if tied), "body", "total"."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = _without_values(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     head = sizes.get("head.weight", 0)

@@ -1,11 +1,13 @@
 """One run, one folder: what it is, what it came from, and whether it is still the same run."""
 
 import ast
+import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -155,14 +157,27 @@ def _circumstances(config: Config, runtime: Runtime) -> dict[str, Any]:
 
 @functools.cache
 def code_hash() -> str:
-    """16 hexadecimal digits over the code that weights depend on; comments do not count."""
+    """16 hexadecimal digits over the code that weights depend on; comments do not count.
+
+    To parse it takes half a second, so what came of it is kept under the hash of the sources.
+    """
     package = Path(__file__).parent.parent
     folders = ("tokenizer", "data", "model", "training")
     paths = [path for folder in folders for path in sorted((package / folder).glob("*.py"))]
+    paths = [package / "config.py", package / "sections.py", *paths]
+    sources = {path: path.read_bytes() for path in paths}
+    key = hashlib.sha256(sys.version.encode())
+    for path, source in sources.items():
+        key.update(f"{path.name} {len(source)}\n".encode() + source)
+    kept = cache_dir() / "code" / key.hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{16}", found := kept.read_text(encoding="utf-8")):
+            return found
     digest = hashlib.sha256()
-    for path in [package / "config.py", package / "sections.py", *paths]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
+    for path, source in sources.items():
+        digest.update(f"{path.name}\n{ast.dump(ast.parse(source))}\n".encode())
+    with contextlib.suppress(OSError):
+        write_whole(kept, digest.hexdigest()[:16])
     return digest.hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ since most of the time of a simple one goes into memory.
 """
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,11 @@ class Optimizer(torch.optim.Optimizer):
     Attributes:
         updates: how many there have been.
     """
+
+    # PyTorch wraps these for TorchDynamo to leave alone, and a wrapper imports it, which takes a
+    # second of every start. Nothing compiles them here.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(
         self,

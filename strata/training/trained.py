@@ -6,9 +6,7 @@ from typing import NamedTuple
 from strata.config import Config
 from strata.model import Transformer
 from strata.storage import sha256_of
-from strata.training.checkpoint import latest_checkpoint, load_tensors
 from strata.training.device import Runtime
-from strata.training.distributed import Processes
 
 
 class Trained(NamedTuple):
@@ -38,6 +36,10 @@ def load_trained(run_dir: str | Path, runtime: Runtime) -> Trained:
     if final.is_file():
         model = Transformer.load(folder, runtime.device)
         return Trained(model, sha256_of(final), final)
+    # a second of imports, for checkpoints alone
+    from strata.training.checkpoint import latest_checkpoint, load_tensors
+    from strata.training.distributed import Processes
+
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         raise FileNotFoundError(

@@ -88,13 +88,15 @@ def fetch(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     use_rsync = rsync_there and rsync_works()
-    arrived = gather(folder, for_rsync=use_rsync)
+    arrived = gather(folder)
     with _workshop(target) as workshop:
         try:
             if use_rsync:
                 there = _for_rsync(target, far_folder)
                 _rsync(target, workshop, objects, there, f"{folder}/", advance)
             else:
+                for half in (folder / PARTIAL).glob("*"):
+                    half.replace(folder / half.name)
                 _sftp(target, workshop, objects, far_folder, "get", folder, arrived, advance)
         except TransferError as error:
             if "disk is full" in str(error):  # the far end only reads
@@ -160,8 +162,8 @@ def _rsync(
         _watch(
             target,
             ["rsync", f"--files-from={names}", "--copy-links", "--size-only", "--protect-args",
-             f"--partial-dir={PARTIAL}", "--timeout=180", "--info=progress2", "--no-human-readable",
-             *compression, "--rsh", ssh, "--", source, destination],
+             f"--partial-dir={PARTIAL}", "--chmod=u+rw", "--timeout=180", *compression,
+             "--info=progress2", "--no-human-readable", "--rsh", ssh, "--", source, destination],
             workshop,
             hear,
         )  # fmt: skip
@@ -194,14 +196,14 @@ def _sftp(
         )
     commands = [f"cd {_quoted(far_folder)}"]
     for name, about in objects.items():
-        if 0 < about.size == arrived.get(name):
+        there = arrived.get(name, 0)
+        if there and verb == "put":
+            # It may be what rsync left; and it has the rights of the file here, perhaps read-only.
+            commands += [f"-rename {PARTIAL}/{name} {name}", f"chmod 600 {name}"]
+        if there == about.size > 0:
             advance(about.size)
-        elif 0 < arrived.get(name, 0) < about.size:
-            # What it put there has the rights of the file here, which may be to be read alone.
-            commands += [f"chmod 600 {name}"] if verb == "put" else []
-            commands.append(f"{verb} -a {name}")
         else:
-            commands.append(f"{verb} {name}")
+            commands.append(f"{verb} {'-a ' if 0 < there < about.size else ''}{name}")
     (workshop / "commands").write_text("".join(f"{line}\n" for line in commands))
     under_way, rest = "", b""
 
@@ -228,28 +230,28 @@ def _quoted(path: str) -> str:
 def _watch(target: Target, command: list[str], folder: Path, hear: Callable[[bytes], None]) -> None:
     """Run rsync or sftp in a folder to its end, and `hear` what it says of its progress.
 
+    Neither it nor its ssh outlives this process, however that ends.
+
     Raises:
         LineCut: it, or its ssh, was killed or lost the line.
         TransferError: it says what is wrong.
     """
-    ours, theirs = os.pipe()[::-1]
+    theirs, ours = os.pipe()
     with (
-        os.fdopen(ours, "wb") as alive,
+        open(ours, "wb", buffering=0) as alive,
+        open(theirs, "rb", buffering=0),
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
             env=surroundings() | {"STRATA_ALIVE": str(theirs)}, pass_fds=[theirs],
         ) as tool,
     ):  # fmt: skip
-        os.close(theirs)
         assert tool.stdout
         try:
             while chunk := os.read(tool.stdout.fileno(), 65536):
                 hear(chunk)
             status = tool.wait()
-            with contextlib.suppress(BrokenPipeError):
-                alive.write(b"\n")
-                alive.flush()
+            alive.write(b"\n")  # its ssh has ended as well
         finally:
             if tool.poll() is None:
                 tool.terminate()
@@ -259,4 +261,19 @@ def _watch(target: Target, command: list[str], folder: Path, hear: Callable[[byt
         stderr.seek(0)
         said = stderr.read().decode("utf-8", "replace")
     if status:
-        raise failure(target, said if said.strip() else f"closed by {command[0]}, status {status}")
+        raise failure(target, _reason(command[0], status, said))
+
+
+def _reason(tool: str, status: int, said: str) -> str:
+    """What rsync or sftp said, without what only follows from it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("rsync error: ", "remote rename "))]
+    gone = r"(rsync: connection unexpectedly|Connection) closed|rsync: .*: Broken pipe"
+    reasons = [line for line in lines if not re.match(gone, line)]
+    if named := [line for line in reasons if line.startswith("rsync: ")]:
+        return "\n".join(named)
+    if len(reasons) < len(lines) or status < 0 or not reasons:
+        reasons.append(f"closed by {tool}, status {status}")
+    elif re.match("write remote .*: Failure$", reasons[-1]):
+        reasons[-1] += " (as where the disk is full)"
+    return "\n".join(reasons)

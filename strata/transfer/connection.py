@@ -60,6 +60,7 @@ REMEDIES = {
         "a file could not be written there, as on a full disk: make room and start again; what "
         "arrived is kept"
     ),
+    r"subsystem request failed": "neither rsync nor sftp is there: install rsync",
     r"shell clean|Received message too long": (
         "its login shell prints text where files should pass: let its startup file, such as "
         "~/.bashrc, print only behind `[ -t 1 ] &&`"

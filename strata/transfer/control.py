@@ -2,17 +2,22 @@
 
 import codecs
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from strata.data.progress import duration
-from strata.transfer.connection import Connection
+from strata.transfer.connection import Connection, LineCut
 from strata.transfer.target import Target, find_target
 
 # Between two questions to the far end, and until it is asked to stop once more.
 PAUSE, PATIENCE = 1.0, 15.0
+# Between two attempts to reach a machine again, at most.
+LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def logs(
 ) -> Iterator[str]:
     """What the job there has printed, line by line: the last lines, and with `follow` what comes.
 
-    Following ends with the job.
+    Following ends with the job; a line that is cut is taken up again.
 
     Raises:
         ValueError: the target is not one.
@@ -181,7 +186,7 @@ def logs(
     name, there = name_of(run_dir), find_target(target)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     begun, offset = "", -max(1, lines)
-    with Connection(there) as far:
+    with Caller(there) as far:
         while True:
             goes_on = follow and Status(**far.ask("look", name=name)).running
             piece = far.ask("read_log", name=name, offset=offset)
@@ -195,6 +200,61 @@ def logs(
                 time.sleep(PAUSE)
     if begun:
         yield begun
+
+
+class Caller:
+    """Asks the far end, and calls it again for as long as it takes when the line is cut.
+
+    `with Caller(target) as far:`, as with a `Connection`.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._far: Connection | None = None
+        self._reached = False
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """As `Connection.ask`, of operations that may be asked twice.
+
+        Raises:
+            LineCut: the machine was never reached.
+            TransferError: the far end says what is wrong there.
+        """
+        pause = 0.0
+        while True:
+            try:
+                if self._far is None:
+                    self._far = Connection(self._target).__enter__()
+                reply = self._far.ask(operation, **arguments)
+            except LineCut as cut:
+                self._hang_up()
+                if not self._reached:
+                    raise
+                if not pause:
+                    print(f"{cut}; trying until it answers, Ctrl-C ends this", file=sys.stderr)
+                pause = min(LONGEST_PAUSE, 2 * pause or 1.0)
+                time.sleep(pause)
+            else:
+                if pause:
+                    print(f"{self._target.host}: the line is back", file=sys.stderr)
+                self._reached = True
+                return reply
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._far is not None:
+            self._far.__exit__(None, None, None)
+            self._far = None
 
 
 def name_of(run_dir: str | Path) -> str:

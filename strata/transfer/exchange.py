@@ -171,7 +171,7 @@ def pull(
             manifest = check(offered["manifest"])
             incoming, rsync = staged / "incoming", bool(offered.get("rsync")) and rsync_works()
             if not dry_run:
-                ready(manifest, incoming, sums, for_rsync=rsync)
+                ready(manifest, incoming, sums)
             wanted = lacking(manifest, incoming, known, sums)
             if first:
                 done = Transferred(_of(manifest), _of(manifest, wanted), str(home))

@@ -20,25 +20,26 @@ def rsync_works() -> bool:
     return re.match(rb"rsync +version v?(3\.[1-9]|[4-9]|\d\d)", said) is not None
 
 
-def gather(folder: Path, *, for_rsync: bool) -> dict[str, int]:
+def gather(folder: Path) -> dict[str, int]:
     """Make what earlier attempts left in `folder` of use to the next one; the bytes of each sum.
 
-    An rsync that ends in good order leaves a half file in its partial folder, one that is killed
-    leaves .SUM.XXXXXX, and sftp a SUM that is short. Of each sum the longest is kept, where rsync
-    looks for half files, or under its sum for sftp to append to; so nothing piles up either.
+    sftp leaves a SUM that is short; rsync a half file in its partial folder, or .SUM.XXXXXX if it
+    was killed, which it would not look at again. Of each sum the longest stays: one that rsync left
+    in its partial folder, where rsync writes on without a second copy, any other as SUM.
     """
-    arrived = {path.name: _size(path) for path in folder.iterdir() if _sum_in(path.name)}
-    for path in [*folder.glob(".*"), *(folder / PARTIAL).glob("*")]:
+    places = [place for place in (folder, folder / PARTIAL) if place.is_dir()]
+    longest: dict[str, Path] = {}
+    for path in sorted((path for place in places for path in place.iterdir()), key=_size):
         name = _sum_in(path.name)
-        if not name or path.is_symlink() or not path.is_file():
-            continue
-        place = folder / PARTIAL / name if for_rsync else folder / name
-        place.parent.mkdir(exist_ok=True)
-        if path == place or _size(path) > max(_size(folder / name), _size(place)):
-            path.replace(place)
-        else:
-            path.unlink()
-        arrived[name] = max(_size(folder / name), _size(place))
+        if name and path.is_file() and not path.is_symlink():
+            if name in longest:
+                longest[name].unlink()
+            longest[name] = path
+    arrived = {name: _size(path) for name, path in longest.items()}
+    for name, path in longest.items():
+        if path.name != name:
+            (folder / PARTIAL).mkdir(exist_ok=True)
+            path.replace(folder / PARTIAL / name)
     return arrived
 
 
@@ -49,4 +50,4 @@ def _sum_in(name: str) -> str:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+    return path.lstat().st_size

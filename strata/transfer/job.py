@@ -56,8 +56,9 @@ def train(run_dir: Path) -> None:
     n_gpus = torch.cuda.device_count()
     if not n_gpus and "CUDA_VISIBLE_DEVICES" not in os.environ and _machine_has_gpus():
         raise RuntimeError(
-            f"torch {torch.__version__} cannot use the GPUs that nvidia-smi lists here: its build "
-            "does not fit their driver; remove the folder venv, so that the next run makes it anew"
+            f"torch {torch.__version__} cannot use the GPUs that nvidia-smi lists here: their "
+            "driver is older than it takes (580 and later take every build), or it is one for "
+            "processors; `export CUDA_VISIBLE_DEVICES=` in the target's setup trains without them"
         )
     n_processes = 1
     if n_gpus > 1:

@@ -89,7 +89,7 @@ def is_whole(path: Path, entry: Entry, sums: Sums) -> bool:
         return False
 
 
-def ready(manifest: Manifest, incoming: Path, sums: Sums, *, for_rsync: bool) -> None:
+def ready(manifest: Manifest, incoming: Path, sums: Sums) -> None:
     """Make the folder of arrivals hold nothing but whole or half files of this manifest."""
     incoming.mkdir(parents=True, exist_ok=True)
     names = {entry.sum for entry in manifest.values()}
@@ -97,7 +97,7 @@ def ready(manifest: Manifest, incoming: Path, sums: Sums, *, for_rsync: bool) ->
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name != PARTIAL and path.name.lstrip(".")[:64] not in names:
                 path.unlink()
-    gather(incoming, for_rsync=for_rsync)
+    gather(incoming)
     for entry in manifest.values():
         arrived = incoming / entry.sum
         if _size(arrived) >= entry.size and not is_whole(arrived, entry, sums):

@@ -8,59 +8,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from strata.data.progress import duration, is_live
-from strata.transfer.connection import Connection, LineCut
-from strata.transfer.control import Status, name_of
+from strata.transfer.control import Caller, Status, name_of
 from strata.transfer.rules import TransferError
 from strata.transfer.target import Target, find_target
 
+DEAD = ("failed", "killed")
 # Between two questions; a cluster's queue does not want to be asked often.
 PAUSE, PAUSE_OF_QUEUE = 2.0, 10.0
 # Between two lines where nobody sees a bar.
 SECONDS_BETWEEN_LINES = 30.0
-# Between two attempts to reach a machine again, at most.
-LONGEST_PAUSE = 30.0
-
-
-class Caller:
-    """Asks the far end, and calls it again for as long as it takes when the line is cut."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._far: Connection | None = None
-        self._reached = False
-
-    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """As `Connection.ask`, of operations that may be asked twice.
-
-        Raises:
-            LineCut: the machine was never reached.
-            TransferError: the far end says what is wrong there.
-        """
-        pause = 0.0
-        while True:
-            try:
-                if self._far is None:
-                    self._far = Connection(self._target).__enter__()
-                reply = self._far.ask(operation, **arguments)
-            except LineCut as cut:
-                self.hang_up()
-                if not self._reached:
-                    raise
-                if not pause:
-                    print(f"{cut}; trying until it answers, Ctrl-C ends this", file=sys.stderr)
-                pause = min(LONGEST_PAUSE, 2 * pause or 1.0)
-                time.sleep(pause)
-            else:
-                if pause:
-                    print(f"{self._target.host}: the line is back", file=sys.stderr)
-                self._reached = True
-                return reply
-
-    def hang_up(self) -> None:
-        """End the connection, if there is one."""
-        if self._far is not None:
-            self._far.__exit__(None, None, None)
-            self._far = None
 
 
 def watch(run_dir: str | Path, target: str | Target) -> Status:
@@ -74,22 +30,20 @@ def watch(run_dir: str | Path, target: str | Target) -> Status:
         TransferError: it cannot be asked; or the job there has died, and what to do then.
     """
     name, there = name_of(run_dir), find_target(target)
-    caller, shown = Caller(there), _Shown(name)
+    shown = _Shown(name)
     try:
-        while True:
-            found = Status(**caller.ask("look", name=name))
-            shown.show(found)
-            if not found.running:
-                break
-            time.sleep(PAUSE_OF_QUEUE if found.job else PAUSE)
+        with Caller(there) as far:
+            while True:
+                found = Status(**far.ask("look", name=name))
+                shown.show(found)
+                if not found.running:
+                    break
+                time.sleep(PAUSE_OF_QUEUE if found.job else PAUSE)
     except KeyboardInterrupt:
-        shown.close()
-        print(f"{name} goes on there; this was the watching alone", file=sys.stderr)
-        return found
+        raise KeyboardInterrupt(f"{name} goes on there: this was the watching alone") from None
     finally:
-        caller.hang_up()
         shown.close()
-    if found.state in ("failed", "killed"):
+    if found.state in DEAD:
         words = f"{run_dir} {target if isinstance(target, str) else f'{there.host}:{there.folder}'}"
         goes_on = f"from step {found.checkpoint:,}" if found.checkpoint else "from the start"
         raise TransferError(
@@ -111,7 +65,8 @@ class _Shown:
         """Show a run; a job that has ended in one line."""
         if not status.running:
             self.close()
-            print(status, file=sys.stderr)
+            if status.state not in DEAD:  # of these an error says more
+                print(status, file=sys.stderr)
         elif self._live:
             self._draw(status)
         elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES:

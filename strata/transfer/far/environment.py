@@ -132,15 +132,18 @@ def make_venv(folder: Path, code: Path, executable: str) -> str:
             )  # fmt: skip
         if done.returncode:
             raise TransferError(
-                f"the environment could not be made there: {complaint(log)} (all of it in {log}; "
-                "Debian and Ubuntu need the package python3-venv)"
+                f"the environment could not be made there: {complaint(log)} (all of it in {log})"
             )
         stamp.write_text(wanted.hexdigest())
     return str(python)
 
 
 def complaint(log: Path) -> str:
-    """The line of an installation's log that says what was wrong."""
+    """What was wrong, as an installation's log says it: pip's first error, or the tool's words."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("ERROR:", "make:"))]
-    return (errors or lines[-1:] or ["it said nothing"])[0]
+    for number, line in enumerate(lines):
+        if line.startswith(("ERROR:", "Error:")):
+            return line
+        if line.startswith("make:"):
+            return " ".join(lines[number:])
+    return (lines or ["it said nothing"])[-1]

@@ -61,7 +61,7 @@ def begin(
     rsync = rsync and rsync_works()
     if not dry_run:
         with locked(folder):  # which finishes a push that was cut
-            ready(expected, incoming, SUMS, for_rsync=rsync)
+            ready(expected, incoming, SUMS)
     wanted = lacking(expected, incoming, _known(folder, name), SUMS)
     if not dry_run:
         check_room(expected, wanted, incoming)

@@ -26,7 +26,11 @@ from strata.transfer.rules import TransferError
 
 # How much of the end of metrics.jsonl is read for the last step, and for the last validation.
 RECENT_BYTES, SEARCHED_BYTES = 1 << 16, 1 << 22
+# Over how many steps the time of one is averaged.
+RECENT_LINES = 50
 LOG_BYTES = 1 << 16
+# In which a job that cannot even begin ends.
+FIRST_SECONDS = 2.0
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -73,7 +77,7 @@ def start(
             job |= {"pid": process.pid, "host": socket.gethostname()}
             about.write(json.dumps(job))
     with contextlib.suppress(subprocess.TimeoutExpired):
-        if process.wait(timeout=2):
+        if process.wait(timeout=FIRST_SECONDS):
             raise TransferError(f"training ended at once there: {last_line(run_dir / 'job.log')}")
     return look(folder, name)
 
@@ -107,7 +111,7 @@ def look(folder: Path, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "state": state,
-        "reason": job.get("reason") if state == "queued" or "reason" in job else None,
+        "reason": job.get("reason"),
         "exit_status": None if job else ended.get("status"),
         "pid": job.get("pid"),
         "host": job.get("host"),
@@ -122,41 +126,43 @@ def look(folder: Path, name: str) -> dict[str, Any]:
 
 def recent_metrics(path: Path, max_steps: int | None, problems: list[str]) -> dict[str, Any]:
     """What the end of metrics.jsonl says, however long it is."""
-    lines: list[dict[str, Any]] = []
-    held_out = None
+    recent: list[dict[str, Any]] = []
+    held_out, damaged = None, 0
     size = path.stat().st_size if path.exists() else 0
-    for number, text in enumerate(lines_from_the_end(path, min(size, SEARCHED_BYTES))):
-        try:
-            line = json.loads(text)
-            line["step"] + line["loss"]
-        except (ValueError, KeyError, TypeError):
-            if not problems or "metrics" not in problems[-1]:
-                problems.append(f"metrics.jsonl is damaged, {number + 1} lines before its end")
+    for number, text in enumerate(lines_from_the_end(path, min(size, SEARCHED_BYTES)), start=1):
+        line = numbers_of(text)
+        if line is None:
+            damaged = damaged or number
             continue
-        if not lines or (len(lines) < 50 and lines[-1]["step"] > line["step"]):
-            lines.append(line)
+        if len(recent) < RECENT_LINES:
+            recent.append(line)
         held_out = line.get("validation_bits_per_byte")
         if held_out is not None:
             break
-    last = lines[0] if lines else {}
-    timing = last.get("timing")
-    timing = timing if isinstance(timing, dict) else {}
-    spent = [
-        sum(line["timing"].get(part, 0.0) for part in ("seconds", "validation_seconds",
-                                                       "checkpoint_seconds"))
-        for line in lines if isinstance(line.get("timing"), dict)
-    ]  # fmt: skip
+    if damaged:
+        problems.append(f"metrics.jsonl is damaged, in line {damaged} from its end")
+    last = recent[0] if recent else {}
     left = None
-    if spent and max_steps is not None:
-        left = (max_steps - last["step"]) * sum(spent) / len(spent)
-    return {
-        "step": last.get("step"),
-        "loss": last.get("loss"),
-        "tokens_per_second": timing.get("tokens_per_second"),
-        "memory_bytes": timing.get("memory_bytes"),
+    if recent and max_steps is not None:
+        parts = ("seconds", "validation_seconds", "checkpoint_seconds")
+        spent = sum(line.get(part, 0.0) for line in recent for part in parts)
+        left = (max_steps - last["step"]) * spent / len(recent)
+    wanted = ("step", "loss", "tokens_per_second", "memory_bytes")
+    return {name: last.get(name) for name in wanted} | {
         "seconds_left": left,
         "bits_per_byte": held_out,
     }
+
+
+def numbers_of(text: bytes) -> dict[str, Any] | None:
+    """The numbers in a line of metrics.jsonl, those of the clock among them; None if damaged."""
+    try:
+        line = json.loads(text)
+        line |= line.get("timing") or {}
+        line = {name: value for name, value in line.items() if isinstance(value, int | float)}
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return line if {"step", "loss"} <= line.keys() else None
 
 
 def lines_from_the_end(path: Path, n_bytes: int) -> Iterator[bytes]:
@@ -177,7 +183,7 @@ def lines_from_the_end(path: Path, n_bytes: int) -> Iterator[bytes]:
                 whole.pop()
                 torn = False
             yield from reversed(whole)
-        if not first and not torn and rest:
+        if not first and not torn:
             yield rest
 
 

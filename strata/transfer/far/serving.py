@@ -25,8 +25,10 @@ def serve(folder: str) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            operation = OPERATIONS[request["operation"]]
-            reply = operation(Path(folder).absolute(), **request["arguments"])
+            arguments = request["arguments"]
+            if (name := arguments.get("name", "run")) in ("", ".", "..") or "/" in name:
+                raise TransferError(f"{name!r} is no name of a run: nothing was done")
+            reply = OPERATIONS[request["operation"]](Path(folder).absolute(), **arguments)
         except TransferError as error:
             reply = {"error": str(error)}
         except (OSError, ValueError, KeyError) as error:

@@ -74,16 +74,23 @@ def _queue() -> dict[str, dict[str, str]]:
         jobs = {}
         for line in lines.splitlines():
             identifier, state, reason, nodes = line.split("|", 3)
-            jobs[identifier] = {"state": state, "reason": reason, "host": nodes}
+            jobs[identifier] = {"state": state, "host": nodes}
+            if state == "PENDING":
+                jobs[identifier]["reason"] = reason
         _said = time.monotonic(), jobs
     return _said[1]
+
+
+def forget() -> None:
+    """Ask squeue anew the next time."""
+    global _said
+    _said = (-1.0, {})
 
 
 def submit(
     run_dir: Path, code: Path, cache: Path, setup: str, command: list[str], options: list[str]
 ) -> str:
     """Queue a run, by a script that is kept in its folder, and return the job's number."""
-    global _said
     words = {"code": str(code), "cache": str(cache), "run": str(run_dir)}
     quoted = {name: shlex.quote(word) for name, word in words.items()}
     script = run_dir / "job.sbatch"
@@ -91,14 +98,13 @@ def submit(
     name = f"--job-name=strata-{run_dir.name}"
     # the log's name is relative, since SLURM replaces signs of percent in it
     said = _ask("sbatch", "--parsable", name, *OPTIONS, *options, str(script), cwd=run_dir)
-    _said = (-1.0, {})
+    forget()
     return said.strip().splitlines()[-1].split(";")[0]
 
 
 def stop_job(job: dict[str, Any]) -> None:
     """Take a job out of the queue, or ask what it trains to save and end."""
-    global _said
-    _said = (-1.0, {})
+    forget()
     identifier = str(job["id"])
     if job["state"] == "PENDING":
         _ask("scancel", "--state=PENDING", identifier)
@@ -124,6 +130,6 @@ def _ask(*command: str, cwd: Path | None = None) -> str:
             "find it"
         ) from None
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
-        raise TransferError(f"{command[0]} there says: {lines[-1].strip()}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise TransferError(f"{command[0]} there says: {' '.join(lines) or 'nothing'}")
     return done.stdout
