@@ -88,9 +88,10 @@ def test_the_core_does_without_the_tests_oracles() -> None:
         assert "strata.evaluation.harness" not in names, f"{path.name} imports the adapter"
 
 
-def test_help_loads_none_of_the_slow_packages() -> None:
+def test_help_and_a_transfer_load_none_of_the_slow_packages() -> None:
     probe = (
         "import sys\n"
+        "import strata.transfer  # which is not to wait for PyTorch either\n"
         "from strata.cli import main\n"
         "assert main(['--help']) == 0\n"
         "slow = {'torch', 'numba', 'matplotlib', 'papermill', 'pyarrow'} & set(sys.modules)\n"

@@ -227,6 +227,10 @@ def _prepare(far: Connection, progress: bool) -> None:
         slow.start()
     try:
         far.ask("prepare", executable=target.python, environment=target.environment)
+    except LineCut:
+        raise
+    except TransferError as error:
+        raise TransferError(f"all arrived, but it cannot be trained there yet: {error}") from error
     finally:
         slow.cancel()
 
