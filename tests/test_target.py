@@ -3,10 +3,11 @@
 Also the machine of one's own that other tests stand on: what it refuses, cuts and leaves behind.
 """
 
+import re
 import shutil
 import socket
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,21 @@ def test_a_name_stands_for_all_that_its_table_says(configuration: Path, tmp_path
     assert gpu.ssh()[4:12] == [
         "-o", "ProxyJump=login.example.org", "-o", "Compression yes", "-p", "2222", "-i", str(key)
     ]  # fmt: skip
+
+
+def test_the_table_that_the_documentation_shows_is_one(
+    configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    found = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert found
+    configuration.write_text(found[1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (".ssh/id_gpu", "projects/ssh_config"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    gpu = find_target("gpu")
+    assert all(getattr(gpu, field.name) for field in fields(Target))
 
 
 def test_targets_are_in_the_home_folder_where_nothing_else_is_said(
