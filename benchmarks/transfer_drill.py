@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -77,8 +76,9 @@ def drill(folder: Path, cuts: int, seed: int) -> Found:
     """
     rng, found = random.Random(seed), Found()
     home, source, far = folder / "home" / "mine", folder / "source", folder / "far"
-    _begin(home, source)
     there_run = far / "runs" / "mine"
+    _begin(home, source)
+    pace = {"push": 1.5, "pull": 1.5}  # seconds; soon what an undisturbed one takes
     with (
         mock.patch.object(contents, "ROOT", source),
         mock.patch.object(exchange, "PAUSES", (0.1,) * 20),
@@ -86,74 +86,60 @@ def drill(folder: Path, cuts: int, seed: int) -> Found:
         loopback(folder / "keys", str(far)) as there,
     ):
         push(home, there, progress=False)
-        pace = {"push": 1.5, "pull": 1.5}  # seconds; what an undisturbed one takes, by and by
-        step = 1
-        while sum(found.cuts.values()) < cuts:
-            for way, run_dir, other in (("push", home, there_run), ("pull", there_run, home)):
-                step += 1
-                before = max(steps_of(other), default=0)
-                _train(run_dir, step, rng)
-                if way == "push":
-                    _edit(source, step)
-                wanted = min(rng.randint(1, CUTS_AT_MOST), cuts - sum(found.cuts.values()))
-                _carry(
-                    way,
-                    home,
-                    there,
-                    wanted,
-                    pace,
-                    rng,
-                    found,
-                    lambda b=before, o=other, s=step: [
-                        *_half(o, {b, s}),
-                        *_half_code(far, {s, s - 1, s - 2}),
-                    ],
-                )
-                found.transfers[way] += 1
-                found.problems += [f"{way} {step}: {what}" for what in _differing(run_dir, other)]
+        step = edit = 1
+        while (left := cuts - sum(found.cuts.values())) > 0:
+            way = "push" if step % 2 else "pull"
+            source_run, other = (home, there_run) if way == "push" else (there_run, home)
+            step += 1
+            _train(source_run, step, rng)
+            if way == "push":
+                edit = step
+                _edit(source, edit)
+            wanted = min(rng.randint(1, CUTS_AT_MOST), left)
+            problems: list[str] = []
+            for attempt in range(3 * CUTS_AT_MOST):
+                found.again += attempt > 0
+                status, made = _attempt(way, home, there, wanted, pace, rng, found)
+                wanted -= made
+                problems += _half(other, {step - 1, step}) + _half_code(far)
+                if status == 0:
+                    problems += _differing(source_run, other, edit, far)
+                    break
+            else:
+                problems.append(f"it does not come through, status {status}")
+            found.transfers[way] += 1
+            found.problems += [f"{way} {step}: {what}" for what in problems]
     return found
 
 
-def _carry(
+def _attempt(
     way: str,
     home: Path,
     there: Target,
-    wanted: int,
+    cuts: int,
     pace: dict[str, float],
     rng: random.Random,
     found: Found,
-    look: Callable[[], list[str]],
-) -> None:
-    """Make one transfer, with so many cuts."""
-    attempts = 0
-    while True:
-        began = time.monotonic()
-        transfer = multiprocessing.get_context("fork").Process(
-            target=_transfer, args=(way, home, there, home.parent.parent / "transfers.log")
-        )
-        transfer.start()
-        disturbed = False
-        while wanted and transfer.is_alive():
-            transfer.join(rng.uniform(0.0, pace[way]))
-            if struck := _strike(transfer, rng):
-                found.cuts[struck] += 1
-                wanted -= 1
-                disturbed = True
-        transfer.join(120)
-        if transfer.is_alive():
-            transfer.kill()
-            transfer.join()
-            found.problems.append(f"{way}: nothing came of it for two minutes")
-        found.problems += [f"{way}: {what}" for what in look()]
-        if transfer.exitcode == 0:
-            if not disturbed:
-                pace[way] = time.monotonic() - began
-            return
-        attempts += 1
-        found.again += 1
-        if attempts > 3 * CUTS_AT_MOST:
-            found.problems.append(f"{way}: it does not come through, status {transfer.exitcode}")
-            return
+) -> tuple[int | None, int]:
+    """Start a transfer and cut it at most so often; its exit status, and how often it was cut."""
+    began, made = time.monotonic(), 0
+    transfer = multiprocessing.get_context("fork").Process(
+        target=_transfer, args=(way, home, there, home.parent.parent / "transfers.log")
+    )
+    transfer.start()
+    while made < cuts and transfer.is_alive():
+        transfer.join(rng.uniform(0.0, pace[way]))
+        if struck := _strike(transfer, rng):
+            found.cuts[struck] += 1
+            made += 1
+    transfer.join(120)
+    if transfer.is_alive():
+        found.problems.append(f"{way}: nothing came of it for two minutes")
+        transfer.kill()
+        transfer.join()
+    if transfer.exitcode == 0 and not made:
+        pace[way] = time.monotonic() - began
+    return transfer.exitcode, made
 
 
 def _transfer(way: str, home: Path, there: Target, log: Path) -> None:
@@ -237,15 +223,15 @@ def _half(run_dir: Path, allowed: set[int]) -> list[str]:
     return problems
 
 
-def _half_code(far: Path, allowed: set[int]) -> list[str]:
+def _half_code(far: Path) -> list[str]:
     """What is wrong with the code there: it has to be of one edit, and complete."""
     edits = [path.read_text().partition("\n")[0] for path in (far / "code").rglob("*.py")]
     whole = len(edits) == CODE_FILES and len(set(edits)) == 1
     return [] if whole else [f"the code is of {len(edits)} files and of {sorted(set(edits))}"]
 
 
-def _differing(run_dir: Path, other: Path) -> list[str]:
-    """What the two ends do not have in common once a transfer has come through."""
+def _differing(run_dir: Path, other: Path, edit: int, far: Path) -> list[str]:
+    """What one end lacks of the other, or the code there of the last edit."""
     problems = [
         f"{name} differs"
         for name in ("metrics.jsonl", "config.toml")
@@ -256,6 +242,8 @@ def _differing(run_dir: Path, other: Path) -> list[str]:
         there = other / path.relative_to(run_dir)
         if not there.is_file() or there.read_bytes() != path.read_bytes():
             problems.append(f"{path.name} of checkpoint {newest} differs")
+    if not (far / "code" / "package" / "0.py").read_text().startswith(f"EDIT = {edit}\n"):
+        problems.append("the code there is not that of home")
     return problems
 
 
