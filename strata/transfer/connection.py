@@ -1,5 +1,6 @@
 """A conversation with the far end, over one ssh."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -93,19 +94,30 @@ class LineCut(TransferError):
 class Connection:
     """One ssh to a target, in which the far end answers questions; `with Connection(target) as …`.
 
+    What else needs an ssh there meanwhile may share the line, which saves a second, and a password:
+    rsync and sftp do. Where the user's ssh shares lines by its own configuration, that is left to it.
+
     Attributes:
         reached: whether the far end has answered anything yet.
+        shared: the target, as who shares the line has to name it.
     """
 
     def __init__(self, target: Target) -> None:
-        self.target = target
+        self.target = self.shared = target
         self.reached = False
 
     def __enter__(self) -> Self:
         self._said = tempfile.TemporaryFile()
+        self._folder = tempfile.TemporaryDirectory(prefix="strata-")  # for us alone to enter
+        sharing: list[str] = []
+        if _may_share(self.target):
+            line = f"ControlPath={self._folder.name}/line"
+            options = (*self.target.ssh_options, line)
+            self.shared = dataclasses.replace(self.target, ssh_options=options)
+            sharing = ["-o", "ControlMaster=yes", "-o", "ControlPersist=no"]
         command = self.target.command([self.target.python, "-c", BOOTSTRAP])
         self._ssh = subprocess.Popen(
-            [*self.target.ssh(), self.target.host, command],
+            [*self.shared.ssh(), *sharing, self.target.host, command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             text=True, encoding="utf-8", errors="replace", env=surroundings(),
         )  # fmt: skip
@@ -159,6 +171,17 @@ class Connection:
         self._ssh.kill()
         self._ssh.communicate()
         self._said.close()
+        self._folder.cleanup()
+
+
+def _may_share(target: Target) -> bool:
+    """Whether the target's ssh is one that can share a line, and does not by configuration."""
+    asked = [*target.ssh(), "-G", target.host]
+    said = subprocess.run(
+        asked, capture_output=True, text=True, errors="replace", env=surroundings(), check=False
+    ).stdout
+    known = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
+    return "hostname" in known and known.get("controlpath", "none") == "none"
 
 
 def failure(target: Target, said: str) -> TransferError:

@@ -28,14 +28,17 @@ SECRET = re.compile(
 )
 
 
-def files(run_dir: Path) -> tuple[dict[str, Path], list[str]]:
+def files(run_dir: Path, sums: Sums) -> tuple[dict[str, Path], list[str]]:
     """All that a push of a run sends, by the name it gets there, and what it leaves out as secret.
+
+    Args:
+        sums: what has been read of them for that.
 
     Raises:
         TransferError: git does not know the source tree.
     """
     source, secret = source_files(ROOT, run_dir)
-    checkpoint = newest_good_checkpoint(run_dir, Sums())
+    checkpoint = newest_good_checkpoint(run_dir, sums)
     run = files_of(run_dir, INPUTS + RECORD, [checkpoint] if checkpoint else [])
     cache = cache_dir()
     parts = [("code", ROOT, source), ("run", run_dir, run), ("cache", cache, shard_files(run_dir))]

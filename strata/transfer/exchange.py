@@ -90,13 +90,13 @@ def push(
     if not (home / "provenance.json").is_file():
         _begin_run(home, preset or there.preset, dry_run)
     with OneWriter(home):
-        files, left_out = contents.files(home)
+        read = Sums()
+        files, left_out = contents.files(home, read)
         about = {"name": home.name, "key": _key(home)}
 
         def attempt(far: Connection) -> Transferred:
-            sums = Sums()
-            manifest = describe(files, sums)
             bad: list[str] = []
+            manifest = describe(files, read)
             for first in (True, False):
                 answer = far.ask(
                     "begin", **about, manifest=manifest, rsync=rsync_works(), dry_run=dry_run
@@ -110,7 +110,7 @@ def push(
                     return done
                 with _showing(f"to {there.host}", manifest, wanted, progress) as advance:
                     send(
-                        there,
+                        far.shared,
                         {entry.sum: files[name] for name, entry in manifest.items()},
                         _objects(manifest, wanted),
                         answer["incoming"],
@@ -180,7 +180,7 @@ def pull(
             check_room(manifest, wanted, incoming)
             with _showing(f"from {there.host}", manifest, wanted, progress) as advance:
                 fetch(
-                    there,
+                    far.shared,
                     _objects(manifest, wanted),
                     offered["outgoing"],
                     incoming,
