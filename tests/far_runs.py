@@ -32,7 +32,8 @@ lines = [line for line in lines if json.loads(line)["step"] <= first]
 for step in range(first + 1, training["max_steps"] + 1):
     time.sleep(training["seconds"])
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "loss": 10 / step, "timing": time.time()}) + chr(10))
+        line = {"step": step, "loss": 10 / step, "timing": {"time": time.time()}}
+        file.write(json.dumps(line) + chr(10))
     folder = run / "checkpoints" / f"step-{step:08d}"
     part = folder.with_name("." + folder.name)
     part.mkdir(parents=True)
@@ -101,7 +102,7 @@ def make_run(folder: Path, *, steps: int = 0, max_steps: int = 6, seconds: float
 
 def add_step(folder: Path, step: int, loss: float | None = None) -> Path:
     """One more line of metrics, and a checkpoint."""
-    line = {"step": step, "loss": loss or 10 / step, "timing": time.time()}
+    line = {"step": step, "loss": loss or 10 / step, "timing": {"time": time.time()}}
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     checkpoint = folder / "checkpoints" / f"step-{step:08d}"

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from strata.config import Config
-from strata.data import absolute_spec
 from strata.data.progress import building
-from strata.training.folder import begin_folder
 from strata.training.lock import OneWriter
 from strata.transfer import contents
 from strata.transfer.carrying import Object, fetch, send
@@ -204,6 +202,10 @@ def pull(
 
 def _begin_run(home: Path, preset: str, dry_run: bool) -> None:
     """Give a run that has never been trained its configuration, tokenizer and text."""
+    # here, since they load PyTorch, which takes seconds and no other transfer needs
+    from strata.data import absolute_spec
+    from strata.training.folder import begin_folder
+
     if (home / "config.toml").is_file():
         config = Config.load(home / "config.toml")
     elif preset:
