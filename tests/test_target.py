@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from strata.transfer.connection import Connection
 from strata.transfer.loopback import Loopback
+from strata.transfer.rules import TransferError
 from strata.transfer.target import Target, find_target, surroundings, targets_file
 
 
@@ -188,28 +190,44 @@ def test_a_name_that_is_not_there_lists_those_that_are(configuration: Path) -> N
 # ---- What ssh is told ---------------------------------------------------------------------------
 
 
-def test_what_the_user_says_to_ssh_comes_before_our_patience(
+@pytest.mark.parametrize(
+    ("said", "added"),
+    [
+        ("", {"ConnectTimeout", "ServerAliveInterval", "ControlPath"}),
+        ("ConnectTimeout 5", {"ServerAliveInterval", "ControlPath"}),
+        ("ServerAliveInterval 7\n ControlPath none", {"ConnectTimeout", "ControlPath"}),
+        (
+            "ControlPath {folder}/x\n ControlMaster no",
+            {"ConnectTimeout", "ServerAliveInterval"},
+        ),
+    ],
+)
+def test_what_the_users_ssh_is_configured_to_do_is_left_to_it(
+    machine: Loopback, tmp_path: Path, said: str, added: set[str]
+) -> None:
+    config = tmp_path / "ssh_config"
+    text = machine.ssh_config.read_text().replace(" BatchMode yes\n", "")  # which Debian takes
+    config.write_text(f"{text} {said.format(folder=tmp_path)}\n")  # for an interval of its own
+    target = replace(machine.target(str(tmp_path / "far")), ssh_config=str(config))
+    with Connection(target) as far:
+        with pytest.raises(TransferError, match="not there"):
+            far.ask("look", name="run")
+        options = {option.partition("=")[0] for option in far.shared.ssh_options}
+    assert options == added
+
+
+def test_an_ssh_that_is_not_openssh_is_told_nothing_of_ours(
     machine: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = replace(machine.target("x"), ssh_options=("ConnectTimeout=5",))
-
-    def patience() -> list[str]:
-        shown = subprocess.run(
-            [*target.ssh(), "-G", target.host], env=surroundings(), capture_output=True, text=True,
-            check=True,
-        )  # fmt: skip
-        lines = shown.stdout.splitlines()
-        return [one for one in lines if one.startswith(("connecttimeout", "serveralive"))]
-
-    assert set(patience()) == {
-        "connecttimeout 5",
-        "serveraliveinterval 15",
-        "serveralivecountmax 3",
-    }
-    monkeypatch.setenv("STRATA_SSH_COMMAND", "ssh -o 'ServerAliveInterval 7'")
-    assert "serveraliveinterval 7" in patience()
-    target = replace(target, ssh_options=())
-    assert "connecttimeout 60" in patience()
+    other = tmp_path / "ssh"
+    other.write_text('#!/bin/sh\nfor word; do [ "$word" != -G ] || exit 2; done\nexec ssh "$@"\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("STRATA_SSH_COMMAND", f"'{other}'")
+    target = machine.target(str(tmp_path / "far"))
+    with Connection(target) as far:
+        with pytest.raises(TransferError, match="not there"):
+            far.ask("look", name="run")
+        assert far.shared == target
 
 
 SHELLS = [

@@ -94,8 +94,8 @@ class LineCut(TransferError):
 class Connection:
     """One ssh to a target, in which the far end answers questions; `with Connection(target) as …`.
 
-    What else needs an ssh there meanwhile may share the line, which saves a second, and a password:
-    rsync and sftp do. Where the user's ssh shares lines by its own configuration, that is left to it.
+    rsync and sftp share the line meanwhile, which saves a second, and a password asked again. What
+    the user's ssh is configured to do itself, be it sharing or for how long to wait, is left to it.
 
     Attributes:
         reached: whether the far end has answered anything yet.
@@ -109,12 +109,18 @@ class Connection:
     def __enter__(self) -> Self:
         self._said = tempfile.TemporaryFile()
         self._folder = tempfile.TemporaryDirectory(prefix="strata-")  # for us alone to enter
-        sharing: list[str] = []
-        if _may_share(self.target):
-            line = f"ControlPath={self._folder.name}/line"
-            options = (*self.target.ssh_options, line)
-            self.shared = dataclasses.replace(self.target, ssh_options=options)
+        options, sharing = [], list[str]()
+        settings = _settings(self.target)
+        if settings.get("connecttimeout") == "none":
+            options.append("ConnectTimeout=60")  # a host that is silent is given up
+        if settings.get("serveraliveinterval") == "0":
+            options.append("ServerAliveInterval=15")  # a line that died is noticed within a minute
+        if settings and settings.get("controlpath", "none") == "none":
+            options.append(f"ControlPath={self._folder.name}/line")
             sharing = ["-o", "ControlMaster=yes", "-o", "ControlPersist=no"]
+        self.shared = dataclasses.replace(
+            self.target, ssh_options=(*self.target.ssh_options, *options)
+        )
         command = self.target.command([self.target.python, "-c", BOOTSTRAP])
         self._ssh = subprocess.Popen(
             [*self.shared.ssh(), *sharing, self.target.host, command],
@@ -174,14 +180,14 @@ class Connection:
         self._folder.cleanup()
 
 
-def _may_share(target: Target) -> bool:
-    """Whether the target's ssh is one that can share a line, and does not by configuration."""
+def _settings(target: Target) -> dict[str, str]:
+    """What the user's ssh is configured to do for a target; nothing where it is not OpenSSH's."""
     asked = [*target.ssh(), "-G", target.host]
     said = subprocess.run(
         asked, capture_output=True, text=True, errors="replace", env=surroundings(), check=False
     ).stdout
-    known = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
-    return "hostname" in known and known.get("controlpath", "none") == "none"
+    settings = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
+    return settings if "hostname" in settings else {}
 
 
 def failure(target: Target, said: str) -> TransferError:

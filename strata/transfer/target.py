@@ -21,9 +21,6 @@ from strata.fields import check_section, nearest, number
 
 # As git does it: a shell reads the user's command line, and nothing of what is added to it.
 SSH = ("sh", "-c", 'eval "exec $STRATA_SSH_COMMAND \\"\\$@\\""', "ssh")
-# Added behind everything else, so that whatever a target or STRATA_SSH_COMMAND says comes first: a
-# host that is silent is given up after a minute, and a line that died after three quarters of one.
-PATIENCE = ("-o", "ConnectTimeout=60", "-o", "ServerAliveInterval=15")
 # The user, if any; then a name or an address, IPv6 in brackets. Neither begins like an option.
 _HOST = re.compile(r"([\w.][\w.+%@\\-]*@)?([\w.][\w.+-]*|\[[\w:.%]+\])")
 
@@ -106,7 +103,7 @@ class Target:
         port = ["-p", str(self.port)] if self.port else []
         key = ["-i", os.path.expanduser(self.key)] if self.key else []
         config = ["-F", os.path.expanduser(self.ssh_config)] if self.ssh_config else []
-        return [*SSH, *config, *options, *port, *key, *PATIENCE]
+        return [*SSH, *config, *options, *port, *key]
 
     def command(self, words: list[str]) -> str:
         """A command line for the shell there, of whatever kind: its `setup`, then these words."""
