@@ -9,6 +9,7 @@
     cache_dir()/evaluation/<task's file>.jsonl                the data of evaluation tasks
     cache_dir()/kernels/<hash>/                               the tokenizer's machine code, where
                                                               it cannot lie beside its source
+    cache_dir()/transfer-id                                   by which far machines know this one
     cache_dir()/code/<hash of sources>                        the hash of what they mean
 
 Everything in the cache can be made or fetched again; deleting the folder costs time and nothing

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from far_runs import FAR_NAME, add_step, make_run, pull, push, snapshot
+from small_disks import small_disk
 
 from strata.config import Config
 from strata.training import Trainer
+from strata.training.lock import OneWriter
 from strata.transfer import TransferError, exchange, receiving, rules
 from strata.transfer.connection import Connection, LineCut
 from strata.transfer.loopback import Loopback
@@ -280,11 +282,20 @@ def test_what_lies_in_the_folder_of_arrivals_and_is_not_whole_is_carried_again(
 
 @pytest.mark.parametrize(
     "entry",
-    [["../out", 1, False, 0, False], ["0" * 63, 1, False, 0, False], ["0" * 64, "1", 0, 0, 0]],
+    [
+        ["../out", 1, False, 0, False],
+        ["0" * 63, 1, False, 0, False],
+        ["0" * 64, "1", False, 0, False],
+        ["0" * 64, -5, False, 0, False],
+        ["0" * 64, 1, False, "no", False],
+        ["0" * 64, 1, False, 10**40, False],
+        ["0" * 64, 1],
+        None,
+    ],
 )
-def test_a_manifest_that_says_no_sum_or_no_size_is_refused(entry: list[object]) -> None:
+def test_a_manifest_that_says_no_sum_or_no_size_is_refused(entry: object) -> None:
     with pytest.raises(TransferError, match="no SHA-256"):
-        receiving.check({"name": entry})
+        receiving.check({"samples.txt": entry}, rules.is_of_run)
 
 
 def test_the_far_end_hears_nothing_of_a_name_that_leads_out_of_its_folder(
@@ -294,6 +305,106 @@ def test_the_far_end_hears_nothing_of_a_name_that_leads_out_of_its_folder(
         for name in ("../other", "a/b", "", ".", "-x/../y"):
             with pytest.raises(TransferError, match="is no name of a run"):
                 connection.ask("look", name=name)
+
+
+def test_a_file_that_is_written_to_shares_its_bytes_with_no_other(
+    far: str, source: Path, tmp_path: Path
+) -> None:
+    home, there = make_run(tmp_path / "mine"), tmp_path / FAR_NAME
+    for name in ("metrics.jsonl", "samples.txt"):
+        (home / name).touch()  # as empty as __init__.py
+    push(home, far)
+    for path in there.rglob("*"):
+        assert not path.is_file() or path.stat().st_nlink == 1, path
+    add_step(there / "runs" / "mine", 1)
+    (there / "runs" / "mine" / "figures").mkdir()
+    (there / "runs" / "mine" / "figures" / "empty").touch()
+    pull(home, far)
+    assert (home / "metrics.jsonl").stat().st_nlink == 1
+    assert (home / "figures" / "empty").stat().st_nlink == 1
+
+
+def test_two_names_that_are_one_are_refused_and_nothing_is_written_over(tmp_path: Path) -> None:
+    live, sums = tmp_path / "live", rules.Sums()
+    live.write_text("good")
+    entry = receiving.describe({"x": live}, sums)["x"]
+    tree = tmp_path / "tree"
+    names = {"checkpoints/step-1/a": entry, "checkpoints//step-1/a": entry}
+    with pytest.raises(TransferError, match="two names are one"):
+        receiving.assemble(names, tmp_path / "incoming", lambda name: live, tree, sums)
+    assert live.read_text() == "good"
+
+
+def test_a_torn_checkpoint_does_not_come_home_even_when_asked_for(
+    far: str, source: Path, tmp_path: Path
+) -> None:
+    home, there = make_run(tmp_path / "mine"), tmp_path / FAR_NAME / "runs" / "mine"
+    push(home, far)
+    for step in (1, 2):
+        (add_step(there, step) / "state.json").write_text("torn")
+    with pytest.raises(TransferError, match="step-00000002 of mine is damaged there"):
+        pull(home, far, checkpoints=(2,))
+    pull(home, far, checkpoints="all")
+    assert not rules.steps_of(home)
+
+
+def test_runs_of_other_text_are_not_mixed(tmp_path: Path) -> None:
+    home, staged = make_run(tmp_path / "home", steps=1), make_run(tmp_path / "far", steps=2)
+    (staged / "provenance.json").write_text('{"corpus": "other", "tokenizer": "bb"}')
+    with pytest.raises(TransferError, match=r"different provenance\.json"):
+        rules.choose(staged, home, rules.Sums(), replace_inputs=False)
+
+
+def test_a_finished_run_keeps_its_weights_from_one_that_is_as_far_and_not_finished(
+    tmp_path: Path,
+) -> None:
+    home, staged = make_run(tmp_path / "home", steps=2), make_run(tmp_path / "far", steps=2)
+    for name in ("model.safetensors", "summary.json", "samples.txt"):
+        (home / name).write_text("ours")
+    for name in ("model.safetensors", "samples.txt"):
+        (staged / name).write_text("theirs")
+        os.utime(staged / name, (1, 1))
+    rules.choose(staged, home, rules.Sums(), replace_inputs=False)
+    rules.place(staged, home)
+    assert (home / "model.safetensors").read_text() == "ours"
+    assert (home / "samples.txt").read_text() == "ours"
+
+
+def test_a_run_whose_folder_links_to_another_disk_is_filled_there(
+    far: str, source: Path, tmp_path: Path
+) -> None:
+    home, there = make_run(tmp_path / "mine", steps=2), tmp_path / FAR_NAME
+    with small_disk(tmp_path / "scratch", "4m") as scratch:
+        there.mkdir()
+        (scratch / "runs").mkdir()
+        (there / "runs").symlink_to(scratch / "runs")
+        push(home, far)
+        add_step(there / "runs" / "mine", 3)
+        push(home, far)
+        (scratch / "checkpoints").mkdir()
+        away = make_run(tmp_path / "away" / "mine")
+        (away / "checkpoints").symlink_to(scratch / "checkpoints")
+        pull(away, far)
+        assert set(rules.steps_of(away)) == {3}
+        assert rules.read_history(away)[-1]["step"] == 3
+
+
+def test_a_push_does_not_slip_in_under_whoever_trains_by_hand(
+    far: str, source: Path, tmp_path: Path
+) -> None:
+    home, there = make_run(tmp_path / "mine", steps=1), tmp_path / FAR_NAME
+    push(home, far)
+    push(make_run(tmp_path / "other", steps=1), far)
+    code = (there / "code").resolve()
+    with OneWriter(there / "runs" / "mine"):
+        with pytest.raises(TransferError, match="a job is training mine there"):
+            push(home, far)
+        (source / "new.py").touch()
+        push(tmp_path / "other", far)
+        assert code.exists()  # it may be what trains
+    (source / "newer.py").touch()
+    push(home, far)
+    assert not code.exists()
 
 
 def test_nothing_is_lost_or_half_after_twenty_cuts(tmp_path: Path, monkeypatch) -> None:

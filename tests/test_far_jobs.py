@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -753,7 +754,8 @@ def test_a_job_that_died_ends_the_watching_with_what_to_do(
         watch("runs/mine", target)
     said = str(raised.value)
     assert said.startswith("mine: killed, step ")
-    assert f"`strata transfer logs runs/mine loopback:{folder}` shows more" in said
+    words = shlex.join(["runs/mine", f"loopback:{folder}"])
+    assert f"`strata transfer logs {words}` shows more" in said
     assert said.endswith("goes on from step 1")
     assert "\n" not in said
 

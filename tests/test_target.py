@@ -311,3 +311,11 @@ def test_nothing_listens_and_no_sshd_runs_when_the_machine_is_gone(tmp_path: Pat
     assert place not in shown.stdout
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("host", "to_ssh"),
+    [("[::1]", "::1"), ("me@[fe80::1%eth0]", "me@fe80::1%eth0"), ("me@gpu", "me@gpu")],
+)
+def test_ssh_itself_wants_an_ipv6_address_without_brackets(host: str, to_ssh: str) -> None:
+    assert Target(host, "folder").ssh_host == to_ssh

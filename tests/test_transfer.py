@@ -252,10 +252,23 @@ def test_runs_that_went_different_ways_are_not_mixed(tmp_path: Path) -> None:
     assert snapshot(home) == before
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../out", "checkpoints/../../out"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../out",
+        "checkpoints/../../out",
+        "checkpoints//step-2/state.json",
+        "checkpoints/./step-2/state.json",
+        "checkpoints",
+        "writer.lock",
+        ".pull/x",
+        "",
+    ],
+)
 def test_no_name_from_the_far_end_leads_out_of_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(TransferError, match="outside the run"):
-        receiving.check({name: ["0" * 64, 1, False, 0, False]})
+        receiving.check({name: ["0" * 64, 1, False, 0, False]}, rules.is_of_run)
 
 
 def test_a_link_is_never_taken_for_a_file(tmp_path: Path) -> None:

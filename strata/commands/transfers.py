@@ -60,10 +60,10 @@ def transfer_status(run: Run, target: Target, follow: bool = False) -> None:
     """
     from strata import transfer
 
-    if not follow:
+    if follow:
+        transfer.watch(run, target)
+    else:
         print(transfer.status(run, target))
-    elif transfer.watch(run, target).running:
-        raise SystemExit(130)  # Ctrl-C, and that the job goes on has been said
 
 
 def transfer_logs(run: Run, target: Target, follow: bool = False, lines: int = 50) -> None:

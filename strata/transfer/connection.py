@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from strata.transfer import far, incoming, receiving, rules
-from strata.transfer.rules import TransferError
+from strata.transfer.rules import TransferError, visible
 from strata.transfer.target import Target, surroundings
 
 # Runs at the far end before anything of ours is there. One line, which every shell takes as is.
 BOOTSTRAP = (
-    "import json,sys; sys.version_info<(3,11) and sys.exit("
+    "import sys; sys.path[:1]=[]; import json; sys.version_info<(3,11) and sys.exit("
     '"strata: python %d.%d" % sys.version_info[:2]); '
     'first=json.loads(sys.stdin.readline()); exec(first["loader"])'
 )
@@ -115,7 +115,10 @@ class Connection:
             options.append("ConnectTimeout=60")  # a host that is silent is given up
         if settings.get("serveraliveinterval") == "0":
             options.append("ServerAliveInterval=15")  # a line that died is noticed within a minute
-        if settings and settings.get("controlpath", "none") == "none":
+        plain = re.fullmatch(
+            r"[\w/.+-]{1,80}", self._folder.name
+        )  # for ssh, and for a socket's name
+        if plain and settings and settings.get("controlpath", "none") == "none":
             options.append(f"ControlPath={self._folder.name}/line")
             sharing = ["-o", "ControlMaster=yes", "-o", "ControlPersist=no"]
         self.shared = dataclasses.replace(
@@ -123,7 +126,7 @@ class Connection:
         )
         command = self.target.command([self.target.python, "-c", BOOTSTRAP])
         self._ssh = subprocess.Popen(
-            [*self.shared.ssh(), *sharing, self.target.host, command],
+            [*self.shared.ssh(), *sharing, self.target.ssh_host, command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             text=True, encoding="utf-8", errors="replace", env=surroundings(),
         )  # fmt: skip
@@ -161,7 +164,7 @@ class Connection:
                 if "system_error" in reply:
                     raise failure(self.target, reply["system_error"])
                 if "error" in reply:
-                    raise TransferError(f"{self.target.host}: {reply['error']}")
+                    raise TransferError(visible(f"{self.target.host}: {reply['error']}"))
                 return reply
         status = self._ssh.wait()
         self._said.seek(0)
@@ -182,7 +185,7 @@ class Connection:
 
 def _settings(target: Target) -> dict[str, str]:
     """What the user's ssh is configured to do for a target; nothing where it is not OpenSSH's."""
-    asked = [*target.ssh(), "-G", target.host]
+    asked = [*target.ssh(), "-G", target.ssh_host]
     said = subprocess.run(
         asked, capture_output=True, text=True, errors="replace", env=surroundings(), check=False
     ).stdout
@@ -203,5 +206,5 @@ def failure(target: Target, said: str) -> TransferError:
             cut = remedy.startswith(("the line", "it does not answer"))
             return (LineCut if cut else TransferError)(f"{target.host}: {advice}")
     said = re.sub(r"\nended with status \d+$", "", said)
-    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    lines = [line for line in visible(said).splitlines() if line.strip()] or ["it said nothing"]
     return TransferError(f"{target.host}: {lines[-1].strip()}")

@@ -21,11 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Left out of a push although git does not ignore it: what looks like a key or a password.
 SECRET = re.compile(
-    r"(^|/)(\.env(\.[^/]*)?|\.netrc|\.pypirc|\.npmrc|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)"
-    r"|[^/]*\.(pem|key|p12|pfx|kdbx|age)|(secret|credential|password|(hf_)?token)s?"
-    r"(\.(txt|json|toml|ya?ml|ini))?)$|(^|/)\.(ssh|aws|gnupg|kube|huggingface)/",
+    r"(^|/)(\.envrc|\.?[^/]*\.env(\.[^/]*)?|\.env(\.[^/]*)?|\.netrc|\.pypirc|\.npmrc|\.htpasswd|\.pgpass"
+    r"|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)[^/]*|kaggle\.json|targets\.toml"
+    r"|[^/]*\.(pem|key|p12|pfx|ppk|jks|kdbx|age|gpg|tfstate)"
+    r"|([^/]*[-_.])?(secret|credential|password|service[-_]account|((api|gcp|private)[-_]?key)"
+    r"|((hf|my|access|auth|api)[-_]?)?token)s?(\.(txt|json|toml|ya?ml|ini))?)$"
+    r"|(^|/)(\.(ssh|aws|gnupg|kube|huggingface|docker)|secrets?|credentials?)/",
     re.IGNORECASE,
 )
+# How a private key begins, whatever its file is called.
+PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 def files(run_dir: Path, sums: Sums) -> tuple[dict[str, Path], list[str]]:
@@ -70,7 +75,7 @@ def source_files(root: Path, run_dir: Path) -> tuple[list[str], list[str]]:
         if not prepared:
             new.append(name)
     names = listed["tracked"] + new
-    secret = [name for name in names if SECRET.search(name)]
+    secret = [name for name in names if SECRET.search(name) or _holds_key(root / name)]
     return [
         name
         for name in names
@@ -97,6 +102,14 @@ def shard_files(run_dir: Path) -> list[str]:
             names = ["manifest.json", *(shard["name"] for shard in shards["shards"])]
             found += [str((path.parent / name).relative_to(cache)) for name in names]
     return found
+
+
+def _holds_key(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return PRIVATE_KEY.match(file.read(64)) is not None
+    except OSError:
+        return False
 
 
 def _is_run(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from strata.data.progress import duration
 from strata.transfer.connection import Connection, LineCut
+from strata.transfer.rules import visible
 from strata.transfer.target import Target, find_target
 
 # Between two questions to the far end, and until it is asked to stop once more.
@@ -77,7 +78,7 @@ class Status:
             parts.append(self.problem)
         if self.state in ("failed", "killed") and self.last_log_line:
             parts.append(f"its log ends: {self.last_log_line}")
-        return ", ".join(parts)
+        return visible(", ".join(parts))
 
     def _what(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -110,7 +111,7 @@ def run(run_dir: str | Path, target: str | Target) -> Status:
 
     Args:
         run_dir: the run at home; only its name matters.
-        target: `user@host:folder`, or a `Target`.
+        target: `user@host:folder`, a name of targets.toml, or a `Target`.
 
     Raises:
         ValueError: the target is not one.
@@ -193,13 +194,13 @@ def logs(
             offset = piece["offset"]
             begun += decoder.decode(piece["text"].encode("utf-8", "surrogateescape"))
             *whole, begun = re.split(r"\r\n|[\r\n]", begun)
-            yield from whole
+            yield from map(visible, whole)
             if not piece["text"]:
                 if not goes_on:
                     break
                 time.sleep(PAUSE)
     if begun:
-        yield begun
+        yield visible(begun)
 
 
 class Caller:

@@ -7,7 +7,6 @@ is cut, the same is done again, and by then less is lacking.
 
 import hashlib
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from strata.config import Config
 from strata.data.progress import building
+from strata.storage import cache_dir, write_whole
 from strata.training.lock import OneWriter
 from strata.transfer import contents
 from strata.transfer.carrying import Object, fetch, send
@@ -33,7 +33,7 @@ from strata.transfer.receiving import (
     lacking,
     ready,
 )
-from strata.transfer.rules import Sums, TransferError, choose, place
+from strata.transfer.rules import Sums, TransferError, choose, is_of_run, place
 from strata.transfer.target import Target, find_target
 
 # Seconds between two attempts after the line was cut; a line that held for a minute begins them
@@ -92,16 +92,19 @@ def push(
         files, left_out = contents.files(home, read)
         about = {"name": home.name, "key": _key(home)}
 
+        done: Transferred | None = None
+
         def attempt(far: Connection) -> Transferred:
+            nonlocal done
             bad: list[str] = []
             manifest = describe(files, read)
-            for first in (True, False):
+            for _ in range(2):
                 answer = far.ask(
                     "begin", **about, manifest=manifest, rsync=rsync_works(), dry_run=dry_run
                 )
                 where = f"{there.host}:{answer['folder']}/runs/{home.name}"
                 wanted: dict[str, int] = answer["lacking"]
-                if first:
+                if done is None:  # what a second attempt finds there came with the first
                     carried = _of(manifest, wanted)
                     done = Transferred(_of(manifest), carried, where, tuple(left_out))
                 if dry_run:
@@ -162,16 +165,19 @@ def pull(
     def known(name: str) -> Path:
         return home / name
 
+    done: Transferred | None = None
+
     def attempt(far: Connection) -> Transferred:
+        nonlocal done
         bad: list[str] = []
-        for first in (True, False):
+        for _ in range(2):
             offered = far.ask("offer", **about, checkpoints=chosen, dry_run=dry_run)
-            manifest = check(offered["manifest"])
+            manifest = check(offered["manifest"], is_of_run)
             incoming, rsync = staged / "incoming", bool(offered.get("rsync")) and rsync_works()
             if not dry_run:
                 ready(manifest, incoming, sums)
             wanted = lacking(manifest, incoming, known, sums)
-            if first:
+            if done is None:
                 done = Transferred(_of(manifest), _of(manifest, wanted), str(home))
             if dry_run:
                 return done
@@ -187,7 +193,13 @@ def pull(
                 )
             bad = assemble(manifest, incoming, known, staged / "tree", sums)
             if not bad:
-                choose(staged / "tree", home, sums, replace_inputs=False)
+                try:
+                    choose(staged / "tree", home, sums, replace_inputs=False)
+                except TransferError:  # what came is of no use, here or there
+                    shutil.rmtree(staged)
+                    far.ask("release", key=about["key"])
+                    raise
+                shutil.rmtree(incoming)  # or what is written to from now on had two names
                 place(staged / "tree", home)
                 shutil.rmtree(staged)
                 far.ask("release", key=about["key"])
@@ -283,5 +295,11 @@ def _objects(manifest: Manifest, wanted: dict[str, int]) -> dict[str, Object]:
 
 
 def _key(home: Path) -> str:
-    """Names the staging folder there, so that pushes from two places do not mix."""
-    return hashlib.sha256(f"{socket.gethostname()} {home}".encode()).hexdigest()[:12]
+    """Names the staging folder there, so that pushes from two places do not mix.
+
+    The name of this machine would not do: it may change with the network that it is in.
+    """
+    path = cache_dir() / "transfer-id"
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex)
+    return hashlib.sha256(f"{path.read_text()} {home}".encode()).hexdigest()[:12]

@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from strata.transfer.incoming import PARTIAL, gather
 from strata.transfer.rules import Sums, TransferError, is_inside
@@ -63,18 +63,26 @@ def _describe(path: Path, sums: Sums) -> Entry:
     return Entry(sums.of(path), status.st_size, executable, status.st_mtime_ns, compresses)
 
 
-def check(manifest: dict[str, list[object]]) -> Manifest:
-    """A manifest as the other end wrote it, once it is clear that it names nothing outside.
+def check(manifest: dict[str, Any], allowed: Callable[[str], bool]) -> Manifest:
+    """A manifest as the other end wrote it, once it is clear that it names nothing that it may not.
+
+    Args:
+        allowed: whether a name that stays inside is one that belongs there.
 
     Raises:
-        TransferError: a name leads out of the folder, or an entry is none.
+        TransferError: a name leads out of the folder or does not belong there, or an entry is none.
     """
     checked = {}
     for name, fields in manifest.items():
-        if not is_inside(name):
+        if not is_inside(name) or not allowed(name):
             raise TransferError(f"the other end names {name!r}, outside the run: nothing was taken")
-        entry = Entry(*fields)  # type: ignore[arg-type]
-        if not re.fullmatch(r"[0-9a-f]{64}", str(entry.sum)) or not isinstance(entry.size, int):
+        try:
+            entry = Entry(*fields)
+            right = re.fullmatch(r"[0-9a-f]{64}", entry.sum) and 0 <= entry.modified < 1 << 62
+            right = right and isinstance(entry.size, int) and 0 <= entry.size < 1 << 62
+        except TypeError:
+            right = None
+        if not right:
             raise TransferError(f"the other end says no SHA-256 of {name!r}: nothing was taken")
         checked[name] = entry
     return checked
@@ -159,14 +167,17 @@ def assemble(
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
     _read(manifest, incoming, known, sums)
-    bad = []
+    bad, linked = [], set()
     for name, entry in manifest.items():
         path = tree.joinpath(*PurePosixPath(name).parts)
         path.parent.mkdir(parents=True, exist_ok=True)
+        fixed = name.startswith(FIXED)
         if is_whole(arrived := incoming / entry.sum, entry, sums):
-            _add(arrived, path, entry, sums, second_name=True)
+            # what may be written to later gets no second name but that of the arrival, which goes
+            _add(arrived, path, entry, sums, second_name=fixed or entry.sum not in linked)
+            linked.add(entry.sum)
         elif is_whole(there := known(name), entry, sums):
-            _add(there, path, entry, sums, second_name=name.startswith(FIXED))
+            _add(there, path, entry, sums, second_name=fixed)
         else:
             arrived.unlink(missing_ok=True)
             bad.append(name)
@@ -177,13 +188,19 @@ def _add(source: Path, path: Path, entry: Entry, sums: Sums, *, second_name: boo
     mode = source.stat().st_mode & 0o777
     wanted = mode | 0o111 if entry.executable else mode & ~0o111
     linked = second_name and mode == wanted
-    if linked:
-        try:
-            os.link(source, path)
-        except OSError:
-            linked = False  # the file system knows no second names
-    if not linked:
-        shutil.copyfile(source, path)
-        path.chmod(wanted)
+    try:
+        if linked:
+            try:
+                os.link(source, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                linked = False  # the file system knows no second names
+        if not linked:
+            with source.open("rb") as there, path.open("xb") as here:
+                shutil.copyfileobj(there, here, 1 << 20)
+            path.chmod(wanted)
+    except FileExistsError as error:
+        raise TransferError(f"two names are one on this file system: {path.name!r}") from error
     os.utime(path, ns=(entry.modified, entry.modified))
     sums.know(path, entry.sum)

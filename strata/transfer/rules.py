@@ -4,8 +4,10 @@ The far end gets the text of this file through ssh, so it imports the standard l
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -63,8 +65,22 @@ class Sums:
 
 def is_inside(name: str) -> bool:
     """Whether a name, with slashes between its parts, leads to a place in the folder it is of."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return inside and str(path) == name and "\0" not in name
+
+
+def is_of_run(name: str) -> bool:
+    """Whether a name inside a run is of what transfers carry, and not of a lock or the like."""
+    first, _, rest = name.partition("/")
+    if first == "checkpoints":
+        return re.fullmatch(r"step-\d+/.+", rest) is not None
+    return first in (*INPUTS, *RECORD, *WEIGHTS, *ABOUT)
+
+
+def visible(text: str) -> str:
+    """A text of the other end's without what would give orders to a terminal."""
+    return "".join(c if c.isprintable() or c in "\t\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def is_good(checkpoint: Path, sums: Sums) -> bool:
@@ -104,10 +120,24 @@ def files_of(run_dir: Path, names: Iterable[str], folders: Iterable[Path] = ()) 
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, first step first, without a last one that is torn."""
+    """The lines of metrics.jsonl, first step first, without a last one that is torn.
+
+    Raises:
+        TransferError: naming a line that is damaged.
+    """
     path = run_dir / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    history = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            history.append(json.loads(text))
+            history[-1]["step"] += 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransferError(
+                f"{path}, line {number}, is damaged: expected the numbers of a step; cut the file "
+                "before that line, and training goes on from the checkpoint before it"
+            ) from error
+    return history
 
 
 def settled(run_dir: Path, history: list[dict[str, Any]], sums: Sums) -> list[dict[str, Any]]:
@@ -130,53 +160,76 @@ def without_clock(history: list[dict[str, Any]]) -> str:
 def choose(staged: Path, run_dir: Path, sums: Sums, *, replace_inputs: bool) -> None:
     """Delete from `staged`, a verified copy of the other end's run, what must not enter `run_dir`.
 
-    A checkpoint that is present and good stays. When the other run is behind, nothing but
-    checkpoints is taken from it; when it is not, what was drawn or written about a run is taken
-    where it is the younger. Inputs are replaced by a push to a run that has no checkpoint yet;
-    otherwise they must agree.
+    A checkpoint that is present and good stays, and none enters that is not. When the other run is
+    behind, nothing but checkpoints is taken from it; when it is as far, only what is younger; when
+    it is ahead, all but what was drawn or written about the run and is older. Inputs are replaced
+    by a push to a run that has no checkpoint yet; otherwise they must agree.
 
     Raises:
         TransferError: the two are not one run: other inputs, or metrics that part ways.
     """
     ours, theirs = read_history(run_dir), read_history(staged)
+    ours_settled, theirs_settled = settled(run_dir, ours, sums), settled(staged, theirs, sums)
     ahead = not ours or (bool(theirs) and theirs[-1]["step"] >= ours[-1]["step"])
-    if ahead:
-        longer, shorter = theirs, settled(run_dir, ours, sums)
-    else:
-        longer, shorter = ours, settled(staged, theirs, sums)
+    longer, shorter = (theirs, ours_settled) if ahead else (ours, theirs_settled)
     if without_clock(longer[: len(shorter)]) != without_clock(shorter):
         raise TransferError(
             f"{run_dir.name} went on at both ends and their metrics differ: to keep both, pull "
             "into another folder of the same name"
         )
-    fixed = not replace_inputs or bool(settled(run_dir, ours, sums))
-    for name in INPUTS:
-        present, incoming = run_dir / name, staged / name
-        if not (fixed and present.exists() and incoming.exists()):
-            continue
-        if name == "provenance.json":
-            if len(json.loads(present.read_text())) >= len(json.loads(incoming.read_text())):
-                incoming.unlink()
-        elif present.read_bytes() == incoming.read_bytes():
-            incoming.unlink()
-        else:
-            raise TransferError(
-                f"the two ends hold a different {name} for {run_dir.name}: to use the one at home "
-                "push it under another name, to keep the far one pull into another folder"
-            )
+    if _replace_inputs(staged, run_dir, replace_inputs and not ours_settled):
+        ahead, ours_settled = True, []
+    as_far = bool(ours) and len(ours) == len(theirs) and len(ours_settled) >= len(theirs_settled)
+    if not (staged / "summary.json").exists():
+        (staged / "model.safetensors").unlink(missing_ok=True)  # one is not without the other
     for incoming in [path for path in staged.rglob("*") if path.is_file()]:
         place_in_run = incoming.relative_to(staged)
         first, present = place_in_run.parts[0], run_dir / place_in_run
         if first != "checkpoints" and first not in INPUTS:
-            both = first in ABOUT and present.exists()
-            younger = both and present.stat().st_mtime_ns >= incoming.stat().st_mtime_ns
+            by_age = (first in ABOUT or as_far) and present.exists()
+            younger = by_age and present.stat().st_mtime_ns >= incoming.stat().st_mtime_ns
             if younger or not ahead:
                 incoming.unlink()
     ours_by_step = steps_of(run_dir)
     for step, incoming in steps_of(staged).items():
-        if step in ours_by_step:
+        if not is_good(incoming, sums):
+            shutil.rmtree(incoming)
+        elif step in ours_by_step:
             ours_is_good = is_good(ours_by_step[step], sums)
             shutil.rmtree(incoming if ours_is_good else ours_by_step[step])
+
+
+def _replace_inputs(staged: Path, run_dir: Path, replace: bool) -> bool:
+    """Hold the inputs of both against each other; whether those of `staged` are to replace ours.
+
+    With them goes the record there, which is of other training.
+
+    Raises:
+        TransferError: they differ, and must not.
+    """
+    differing = []
+    for name in INPUTS:
+        present, incoming = run_dir / name, staged / name
+        if not (present.exists() and incoming.exists()):
+            continue
+        if name == "provenance.json":
+            here, there = json.loads(present.read_text()), json.loads(incoming.read_text())
+            same = all(here[key] == there[key] for key in ("corpus", "tokenizer"))
+            take = same and len(there) > len(here)  # begun elsewhere, and completed by training
+        else:
+            same, take = present.read_bytes() == incoming.read_bytes(), False
+        if not same:
+            differing.append(name)
+        elif not take:
+            incoming.unlink()
+    if differing and not replace:
+        raise TransferError(
+            f"the two ends hold a different {differing[0]} for {run_dir.name}: to use the one at "
+            "home push it under another name, to keep the far one pull into another folder"
+        )
+    for name in RECORD if differing else ():
+        (run_dir / name).unlink(missing_ok=True)
+    return bool(differing)
 
 
 def place(source: Path, destination: Path) -> None:
@@ -191,4 +244,26 @@ def place(source: Path, destination: Path) -> None:
             place(child, destination / child.name)
     else:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(destination)
+        if source.is_file():
+            with source.open("rb") as file:
+                os.fsync(file.fileno())  # it may replace one that is safe on the disk
+        try:
+            source.replace(destination)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _move_to_disk(source, destination)
+
+
+def _move_to_disk(source: Path, destination: Path) -> None:
+    """As `source.replace(destination)`, where a link leads to another disk."""
+    beside = destination.with_name(f".{destination.name}.arriving")
+    if source.is_dir():
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside)
+        beside.replace(destination)
+        shutil.rmtree(source)
+    else:
+        shutil.copy2(source, beside)
+        beside.replace(destination)
+        source.unlink()

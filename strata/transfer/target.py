@@ -65,8 +65,8 @@ class Target:
             _refuse("host", self.host, "user@host or host, an IPv6 address in [brackets]")
         if not self.folder or self.folder[0] == "~" or re.search(r"[\0-\x1f\x7f]", self.folder):
             _refuse("folder", self.folder, "a path from your home there, or an absolute one")
-        if not self.python or self.python[0] == "-":
-            _refuse("python", self.python, "a command, such as python3.12, or a path")
+        if not re.match(r"/|[^-~/][^/]*$", self.python):
+            _refuse("python", self.python, "a command, such as python3.12, or an absolute path")
         for name in ("key", "ssh_config"):
             path = os.path.expanduser(getattr(self, name))
             if path and not (os.path.isabs(path) and os.path.isfile(path)):
@@ -96,6 +96,11 @@ class Target:
                 f"or a jump host belong into ~/.ssh/config, or into {targets_file()})"
             )
         return cls(split["host"], split["folder"])
+
+    @property
+    def ssh_host(self) -> str:
+        """The host as ssh itself takes it: an IPv6 address without the brackets of all others."""
+        return re.sub(r"\[(.*)\]$", r"\1", self.host)
 
     def ssh(self) -> list[str]:
         """The ssh command line up to where the host stands."""

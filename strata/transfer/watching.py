@@ -1,5 +1,6 @@
 """A run on the far machine, watched from here until its job ends."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,8 @@ def watch(run_dir: str | Path, target: str | Target) -> Status:
     finally:
         shown.close()
     if found.state in DEAD:
-        words = f"{run_dir} {target if isinstance(target, str) else f'{there.host}:{there.folder}'}"
+        place = target if isinstance(target, str) else f"{there.host}:{there.folder}"
+        words = shlex.join([str(run_dir), place])
         goes_on = f"from step {found.checkpoint:,}" if found.checkpoint else "from the start"
         raise TransferError(
             f"{found}; `strata transfer logs {words}` shows more, `strata transfer run {words}` "

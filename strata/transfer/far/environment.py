@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from strata.transfer.far.folder import living_job
+from strata.transfer.far.folder import who_trains
 from strata.transfer.rules import TransferError
 
 # Says, in the interpreter that is asked, what it has of the packages that it is given.
@@ -115,7 +115,8 @@ def make_venv(folder: Path, code: Path, executable: str) -> str:
         if made and stamp.read_text() == wanted.hexdigest():
             return str(python)
         for run_dir in (folder / "runs").glob("*"):
-            if (living_job(run_dir) or {}).get("python") == str(python):
+            job = who_trains(run_dir)
+            if job is not None and job.get("python", str(python)) == str(python):
                 raise TransferError(
                     f"the environment there has to be brought up to date, and {run_dir.name} "
                     "trains with it: `strata transfer run` does it once that has ended"

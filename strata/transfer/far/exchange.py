@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from strata.transfer.far.folder import locked, refuse_if_running, switch
+from strata.transfer.far.folder import locked, refuse_if_running, switch, untrained
 from strata.transfer.incoming import rsync_works
 from strata.transfer.receiving import (
     Manifest,
@@ -31,6 +31,7 @@ from strata.transfer.rules import (
     choose,
     files_of,
     is_good,
+    is_of_run,
     newest_good_checkpoint,
     steps_of,
 )
@@ -57,7 +58,7 @@ def begin(
     if (folder / "code").exists() and not (folder / "code").is_symlink():
         raise TransferError(f"{folder}/code is there and no push made it: name another folder")
     refuse_if_running(folder / "runs" / name)
-    incoming, expected = folder / ".strata" / f"push-{key}" / "incoming", check(manifest)
+    incoming, expected = folder / ".strata" / f"push-{key}" / "incoming", check(manifest, _of_push)
     rsync = rsync and rsync_works()
     if not dry_run:
         with locked(folder):  # which finishes a push that was cut
@@ -66,6 +67,11 @@ def begin(
     if not dry_run:
         check_room(expected, wanted, incoming)
     return {"folder": str(folder), "incoming": str(incoming), "lacking": wanted, "rsync": rsync}
+
+
+def _of_push(name: str) -> bool:
+    part, _, rest = name.partition("/")
+    return part in ("code", "cache") or (part == "run" and is_of_run(rest))
 
 
 def _known(folder: Path, name: str) -> Callable[[str], Path]:
@@ -81,20 +87,23 @@ def _known(folder: Path, name: str) -> Callable[[str], Path]:
 
 def finish(folder: Path, name: str, key: str, manifest: dict[str, list[Any]]) -> dict[str, Any]:
     """Verify what arrived and switch to it; or the names of what did not arrive whole."""
-    staged, expected = folder / ".strata" / f"push-{key}", check(manifest)
+    staged, expected = folder / ".strata" / f"push-{key}", check(manifest, _of_push)
     tree = staged / "tree"
-    with locked(folder):
-        refuse_if_running(folder / "runs" / name)
+    run_dir = folder / "runs" / name
+    with locked(folder), untrained(run_dir):
         bad = assemble(expected, staged / "incoming", _known(folder, name), tree, SUMS)
         if not bad:
-            choose(tree / "run", folder / "runs" / name, SUMS, replace_inputs=True)
+            choose(tree / "run", run_dir, SUMS, replace_inputs=True)
             code = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
             if _is_code(folder / "code", expected):
                 shutil.rmtree(tree / "code")
                 code = (folder / "code").resolve().name
-            marker = staged / "marker"
-            marker.write_text(json.dumps({"run": name, "code": code}))
-            marker.replace(staged / "VERIFIED")  # from here on the push is made, come what may
+            with (staged / "marker").open("w") as marker:
+                marker.write(json.dumps({"run": name, "code": code}))
+                marker.flush()
+                os.fsync(marker.fileno())
+            # from here on the push is made, come what may
+            (staged / "marker").replace(staged / "VERIFIED")
             switch(folder, staged)
     return {"bad": bad}
 
@@ -147,6 +156,8 @@ def _wanted(run_dir: Path, checkpoints: str | list[int]) -> list[str]:
                 f"no checkpoint of step {lost[0]} is there; of these there are: {there}"
             )
         chosen = [found[step] for step in checkpoints]
+        if torn := [path.name for path in chosen if not is_good(path, SUMS)]:
+            raise TransferError(f"{torn[0]} of {run_dir.name} is damaged there: ask for another")
     elif checkpoints == "newest":
         newest = newest_good_checkpoint(run_dir, SUMS)
         chosen = [newest] if newest else []

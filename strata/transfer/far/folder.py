@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,52 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".strata" / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for verified in (folder / ".strata").glob("push-*/VERIFIED"):
-            switch(folder, verified.parent)
+            name = read_about(verified).get("run")
+            if name is None:
+                verified.unlink()  # the disk lost it: that push was not made
+                continue
+            try:
+                with untrained(folder / "runs" / name):
+                    switch(folder, verified.parent)
+            except TransferError:
+                pass  # whoever trains it by hand had better finish first
+            except OSError as error:
+                raise TransferError(
+                    f"a push of {name} was cut there and cannot be finished ({error}): mend that, "
+                    f"or remove {verified.parent}"
+                ) from error
         yield
+
+
+@contextlib.contextmanager
+def untrained(run_dir: Path) -> Iterator[None]:
+    """Keep everybody from training a run for as long as the block lasts.
+
+    Raises:
+        TransferError: somebody trains it now.
+    """
+    refuse_if_running(run_dir)
+    made = not run_dir.exists()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "writer.lock").open("a") as lock:  # of strata/training/lock.py
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse_if_running(run_dir)
+            raise TransferError(f"{run_dir.name} has just begun to be trained there") from None
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run_dir.iterdir()] == ["writer.lock"]:
+                shutil.rmtree(run_dir)
 
 
 def switch(folder: Path, staged: Path) -> None:
     """Rename a verified push into place; when cut off, calling it again does the rest."""
     marker = json.loads((staged / "VERIFIED").read_text())
     code = folder / ".strata" / "code" / marker["code"]
+    # first, since a file under its sum would be a second name of one that is written to from now on
+    shutil.rmtree(staged / "incoming", ignore_errors=True)
     for part, final in (("cache", "cache"), ("run", f"runs/{marker['run']}"), ("code", code)):
         if (staged / "tree" / part).exists():
             place(staged / "tree" / part, folder / final)
@@ -36,12 +75,20 @@ def switch(folder: Path, staged: Path) -> None:
     link.replace(folder / "code")
     (staged / "VERIFIED").unlink()
     shutil.rmtree(staged)
-    in_use = {str(code)}  # a job keeps the code that it was started with
-    for job in (folder / "runs").glob("*/job.json"):
-        in_use.add(str((living_job(job.parent) or {}).get("code")))
+    others = [one for one in (folder / "runs").iterdir() if one.name != marker["run"]]
+    jobs = [who_trains(run_dir) for run_dir in others]
+    if any(job is not None and "code" not in job for job in jobs):
+        return  # by hand, from code that is not known
+    in_use = {str(code)} | {job["code"] for job in jobs if job}  # a job keeps what it began with
     for old in code.parent.iterdir():
         if str(old) not in in_use:
             shutil.rmtree(old)
+
+
+def who_trains(run_dir: Path) -> dict[str, Any] | None:
+    """What is known of the job that trains a run now, or of somebody who does by hand."""
+    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
+    return living_job(run_dir) or read_if_locked(*by_hand)
 
 
 def living_job(run_dir: Path) -> dict[str, Any] | None:
@@ -74,8 +121,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 def refuse_if_running(run_dir: Path) -> None:
     """Raise TransferError if a job, or somebody by hand, trains the run now."""
-    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
-    job = living_job(run_dir) or read_if_locked(*by_hand)
+    job = who_trains(run_dir)
     if job is None:
         return
     if "id" in job:
@@ -84,5 +130,5 @@ def refuse_if_running(run_dir: Path) -> None:
         who = f"process {job['pid']} on {job['host']}"
     raise TransferError(
         f"a job is training {run_dir.name} there ({who}): wait for its end, or stop it: "
-        f"strata transfer stop {run_dir.name} TARGET"
+        f"strata transfer stop {shlex.quote(run_dir.name)} TARGET"
     )

@@ -18,8 +18,8 @@ from strata.transfer.far.folder import (
     living_job,
     locked,
     read_about,
-    read_if_locked,
     refuse_if_running,
+    who_trains,
 )
 from strata.transfer.far.slurm import stop_job, submit
 from strata.transfer.rules import TransferError
@@ -87,8 +87,7 @@ def look(folder: Path, name: str) -> dict[str, Any]:
     run_dir = folder / "runs" / name
     if not run_dir.is_dir():
         raise TransferError(f"{name} is not there: push it first")
-    by_hand = run_dir / "writer.lock", run_dir / "writer.json"  # of strata/training/lock.py
-    job = living_job(run_dir) or read_if_locked(*by_hand)
+    job = who_trains(run_dir)
     ended = read_about(run_dir / "job-end.json")
     if job is not None:
         state = "queued" if job.get("state") == "PENDING" else "running"

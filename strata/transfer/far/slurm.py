@@ -94,6 +94,7 @@ def submit(
     words = {"code": str(code), "cache": str(cache), "run": str(run_dir)}
     quoted = {name: shlex.quote(word) for name, word in words.items()}
     script = run_dir / "job.sbatch"
+    script.touch(mode=0o600)  # `setup` may hold what others should not read
     script.write_text(SCRIPT.format(setup=setup, command=shlex.join(command), **quoted))
     name = f"--job-name=strata-{run_dir.name}"
     # the log's name is relative, since SLURM replaces signs of percent in it
