@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,9 @@ from strata.transfer.connection import failure
 from strata.transfer.incoming import PARTIAL, gather, rsync_works
 from strata.transfer.rules import TransferError
 from strata.transfer.target import Target, surroundings
+
+# Bytes that tell how fast a line is, and bytes a second at which compressing holds it up.
+LARGE, FAST = 50_000_000, 125_000_000
 
 Advance = Callable[[int], None]
 
@@ -137,7 +141,7 @@ def _rsync(
     destination: str,
     advance: Advance,
 ) -> None:
-    """Let rsync carry the objects: those that compress in one call, the others in another."""
+    """Let rsync carry the objects: those that compress in a call of their own, the last."""
     names, ssh = workshop / "names", f"sh {shlex.quote(f'{workshop}/ssh')}"
     told, rest = 0, b""
 
@@ -150,14 +154,17 @@ def _rsync(
                 advance(now - told)
                 told = now
 
-    for compresses in (True, False):
+    fast = False
+    for compresses in (False, True):
         group = {name: about.size for name, about in objects.items()
                  if about.compresses == compresses}  # fmt: skip
         if not group:
             continue
+        began = time.monotonic()
         names.write_text("".join(f"{name}\n" for name in group))
-        # Both ends settle on what they know, zstd at best; its level 1 outruns most networks.
-        compression = ["--compress", "--compress-level=1"] if compresses else []
+        # Both ends settle on what they know, zstd at best. Its level 1 outruns a network, but not a
+        # line that has just carried more than a gigabit a second.
+        compression = ["--compress", "--compress-level=1"] if compresses and not fast else []
         told, rest = 0, b""
         _watch(
             target,
@@ -168,6 +175,7 @@ def _rsync(
             hear,
         )  # fmt: skip
         advance(sum(group.values()) - told)  # it does not count what was there whole
+        fast = told > max(LARGE, FAST * (time.monotonic() - began))
 
 
 def _for_rsync(target: Target, far_folder: str) -> str:
