@@ -88,8 +88,8 @@ def main() -> None:
         f"{len(files)} files.\n\n"
         + table(("", "MB", f"{OURS}, s", f"{PEER}, s", "of its speed"), rows)
         + "\nStrata's times contain the SHA-256 sums of every file at both ends, and the look at "
-        "the environment there; not the start of Python. Targets: at least 80 % of rsync's speed there; under 3 s when "
-        "nothing has changed.\n"
+        "the environment there; not the start of Python. Targets: at least 80 % of rsync's speed "
+        "there; under 3 s when nothing has changed.\n"
     )
     path = options.output / f"transfer-{date.today()}.md"
     path.write_text(report, encoding="utf-8")
