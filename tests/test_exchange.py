@@ -413,3 +413,15 @@ def test_nothing_is_lost_or_half_after_twenty_cuts(tmp_path: Path, monkeypatch) 
     assert found.problems == []
     assert sum(found.cuts.values()) >= 20
     assert len(found.cuts) >= 3
+
+
+@pytest.mark.parametrize("name", ["there/file", "there", ""])
+def test_what_holds_other_things_is_not_made_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="but other things"):
+        exchange.push(name, "host:folder", preset="nano")
+    assert snapshot(tmp_path) == {"there/file": b""}

@@ -319,3 +319,14 @@ def test_nothing_listens_and_no_sshd_runs_when_the_machine_is_gone(tmp_path: Pat
 )
 def test_ssh_itself_wants_an_ipv6_address_without_brackets(host: str, to_ssh: str) -> None:
     assert Target(host, "folder").ssh_host == to_ssh
+
+
+def test_a_setup_that_fails_is_said_and_nothing_runs_without_it(
+    machine: Loopback, tmp_path: Path
+) -> None:
+    target = replace(machine.target(str(tmp_path / "far")), setup="no-such-module load cuda")
+    with (
+        Connection(target) as far,
+        pytest.raises(TransferError, match="setup ends with status 127"),
+    ):
+        far.ask("look", name="run")

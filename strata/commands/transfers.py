@@ -79,11 +79,15 @@ def transfer_logs(run: Run, target: Target, follow: bool = False, lines: int = 5
 
     if lines < 1:
         raise ValueError(f"--lines {lines}: expected 1 or more")
+    empty = True
     try:
         for line in transfer.logs(run, target, lines=lines, follow=follow):
             print(line, flush=True)
+            empty = False
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped listening; the job of {run.name} goes on") from None
+    if empty:
+        print(f"nothing was printed yet: {transfer.status(run, target)}", file=sys.stderr)
 
 
 def transfer_stop(run: Run, target: Target) -> None:
@@ -149,7 +153,7 @@ def _row(run: "Status") -> list[str]:
         "-" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
         f"{run.memory_bytes / 1e9:.1f} GB" if run.memory_bytes else "-",
         "-" if run.seconds_left is None or not run.running else duration(run.seconds_left),
-        run.state,
+        run.state.replace("ready", "not started"),
     ]
 
 

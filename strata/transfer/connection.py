@@ -36,6 +36,7 @@ REMEDIES = {
         "ssh does not start here ({0}): install it (Debian: apt-get install openssh-client), or "
         "mend STRATA_SSH_COMMAND"
     ),
+    r"strata: setup (\d+)": "the target's setup ends with status {0} there: try it in `ssh {host}`",
     r"strata: python (\d+\.\d+)": (
         "its Python is {0} and Strata needs 3.11: name a newer one in targets.toml, such as "
         'python = "python3.12"'

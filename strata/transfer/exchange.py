@@ -218,17 +218,21 @@ def _begin_run(home: Path, preset: str, dry_run: bool) -> None:
     from strata.data import absolute_spec
     from strata.training.folder import begin_folder
 
-    if (home / "config.toml").is_file():
-        config = Config.load(home / "config.toml")
-    elif preset:
-        config = Config.preset(preset)
-        config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
-    else:
+    named = (home / "config.toml").is_file()
+    if not named and home.exists() and not (home.is_dir() and not any(home.iterdir())):
+        raise FileNotFoundError(f"{home} is not a run: it holds no config.toml, but other things")
+    if not named and not preset:
         raise FileNotFoundError(
             f"{home} is not a run: it holds no config.toml; name a preset to begin one with"
         )
+    config = Config.load(home / "config.toml") if named else Config.preset(preset)
     if dry_run:
-        raise ValueError(f"{home} has not been begun: what it needs is known once its text is")
+        raise ValueError(
+            f"{home} has not been begun, so what it needs is not known: train it, or push it"
+        )
+    if not named:
+        print(f"{home} begins with the preset {preset}", file=sys.stderr)
+        config = config.override({"data.corpus": absolute_spec(config.data.corpus)})
     begin_folder(home, config)
 
 

@@ -115,7 +115,8 @@ class Target:
         if not self.setup:
             return shlex.join(words)
         # one line, which csh needs, and fit for any setup, be its end a comment or a semicolon
-        return shlex.join(["sh", "-c", 'eval "$1"; shift; exec "$@"', "sh", self.setup, *words])
+        script = 'eval "$1" || { echo "strata: setup $?" >&2; exit 1; }; shift; exec "$@"'
+        return shlex.join(["sh", "-c", script, "sh", self.setup, *words])
 
 
 def find_target(target: "str | Target") -> Target:

@@ -53,6 +53,8 @@ def start(
         if not (run_dir / "config.toml").exists() or not (folder / "code").exists():
             raise TransferError(f"{name} is not there yet: push it first")
         refuse_if_running(run_dir)
+        if (run_dir / "summary.json").exists():
+            return look(folder, name)
         code, cache = (folder / "code").resolve(), folder / "cache"
         command = [executable, "-m", "strata.transfer.job", str(run_dir)]
         job = {"code": str(code), "python": executable, "started": time.time()}
@@ -249,5 +251,7 @@ def read_log(folder: Path, name: str, offset: int) -> dict[str, Any]:
 
 def list_runs(folder: Path) -> dict[str, Any]:
     """The fields of `Status` of every run there, by name."""
+    if not (folder / "runs").is_dir():
+        raise TransferError(f"no run was ever pushed to {folder}: look at the target's folder")
     places = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
     return {"runs": [look(folder, path.name) for path in places]}

@@ -26,11 +26,15 @@ def serve(folder: str) -> None:
         request = json.loads(line)
         try:
             arguments = request["arguments"]
-            if (name := arguments.get("name", "run")) in ("", ".", "..") or "/" in name:
+            name = arguments.get("name", "run")
+            if name in ("", ".", "..") or "/" in name or not name.isprintable():
                 raise TransferError(f"{name!r} is no name of a run: nothing was done")
             reply = OPERATIONS[request["operation"]](Path(folder).absolute(), **arguments)
         except TransferError as error:
             reply = {"error": str(error)}
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
+            named = f"{error.strerror}: {error.filename!r}" if error.filename else str(error)
+            reply = {"system_error": named}
+        except (ValueError, KeyError) as error:
             reply = {"system_error": f"{type(error).__name__}: {error}"}
         print("\nstrata:" + json.dumps(reply), flush=True)
