@@ -21,7 +21,7 @@ from strata.storage import cache_dir
 from strata.tokenizer import Tokenizer
 from strata.training import Trainer
 from strata.training.folder import recall_data
-from strata.transfer import shard_files
+from strata.transfer.contents import shard_files
 
 VOCAB_SIZE = 300
 SHARES = st.lists(st.integers(1, 50), min_size=1, max_size=5)
@@ -285,7 +285,7 @@ def test_a_run_of_a_mixture_recalls_and_sends_its_shards(
     assert prepared is not None
     assert isinstance(prepared.tokenizer, Tokenizer)
     assert [part.share for part in prepared.train.parts] == [3, 2]
-    sent = shard_files(tmp_path / "run", cache_dir())
+    sent = shard_files(tmp_path / "run")
     for shards in (prepared.train, prepared.validation):
         assert str((shards.folder / "manifest.json").relative_to(cache_dir())) in sent
 
