@@ -410,6 +410,8 @@ def tool(path: Path, script: str) -> None:
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a cluster's queue, with SLURM's commands on the PATH."""
+    # a shell cannot trap what it was born to ignore, and `strata train` ignores this one
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     queue = tmp_path / "queue"
     queue.mkdir()
     for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
@@ -711,8 +713,10 @@ def cut_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return reply
 
     def pause(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        pauses.append(seconds)
-        sleep(0.05)
+        if threading.current_thread() is threading.main_thread():
+            pauses.append(seconds)
+            seconds = 0.05
+        sleep(seconds)
 
     monkeypatch.setattr(watching, "PAUSE", 0.5)
     monkeypatch.setattr(control.Connection, "ask", cut)

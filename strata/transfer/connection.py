@@ -116,9 +116,8 @@ class Connection:
             options.append("ConnectTimeout=60")  # a host that is silent is given up
         if settings.get("serveraliveinterval") == "0":
             options.append("ServerAliveInterval=15")  # a line that died is noticed within a minute
-        plain = re.fullmatch(
-            r"[\w/.+-]{1,80}", self._folder.name
-        )  # for ssh, and for a socket's name
+        # a path that ssh reads as it stands, and short enough for a socket's
+        plain = re.fullmatch(r"[\w/.+-]{1,80}", self._folder.name)
         if plain and settings and settings.get("controlpath", "none") == "none":
             options.append(f"ControlPath={self._folder.name}/line")
             sharing = ["-o", "ControlMaster=yes", "-o", "ControlPersist=no"]

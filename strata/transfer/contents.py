@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Left out of a push although git does not ignore it: what looks like a key or a password.
 SECRET = re.compile(
-    r"(^|/)(\.envrc|\.?[^/]*\.env(\.[^/]*)?|\.env(\.[^/]*)?|\.netrc|\.pypirc|\.npmrc|\.htpasswd|\.pgpass"
+    r"(^|/)([^/]*\.env(\.[^/]*)?|\.envrc|\.netrc|\.pypirc|\.npmrc|\.htpasswd|\.pgpass"
     r"|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)[^/]*|kaggle\.json|targets\.toml"
     r"|[^/]*\.(pem|key|p12|pfx|ppk|jks|kdbx|age|gpg|tfstate)"
     r"|([^/]*[-_.])?(secret|credential|password|service[-_]account|((api|gcp|private)[-_]?key)"

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from strata.config import Config
 from strata.data.progress import building
@@ -39,7 +39,6 @@ from strata.transfer.target import Target, find_target
 # Seconds between two attempts after the line was cut; a line that held for a minute begins them
 # anew.
 PAUSES = (1, 2, 4, 8, 15, 30, 30, 30, 60, 60, 60)
-_T = TypeVar("_T")
 
 
 class Transferred(NamedTuple):
@@ -82,7 +81,8 @@ def push(
         FileNotFoundError: there is no such run, and no preset.
         ValueError: the target is none, or the preset.
         BlockingIOError: the run is being trained, pushed or pulled here.
-        TransferError: it could not be done; the far side is as before.
+        TransferError: it could not be done, and the far side is as before; or all arrived and the
+            environment there is not ready, which it says.
     """
     home, there = Path(run_dir).resolve(), find_target(target)
     if not (home / "provenance.json").is_file():
@@ -91,7 +91,6 @@ def push(
         read = Sums()
         files, left_out = contents.files(home, read)
         about = {"name": home.name, "key": _key(home)}
-
         done: Transferred | None = None
 
         def attempt(far: Connection) -> Transferred:
@@ -253,7 +252,7 @@ def _prepare(far: Connection, progress: bool) -> None:
         slow.cancel()
 
 
-def _persist(there: Target, attempt: Callable[[Connection], _T]) -> _T:
+def _persist(there: Target, attempt: Callable[[Connection], Transferred]) -> Transferred:
     """Make attempts, each over a line of its own, until one comes to its end.
 
     Raises:

@@ -171,13 +171,12 @@ def assemble(
     for name, entry in manifest.items():
         path = tree.joinpath(*PurePosixPath(name).parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fixed = name.startswith(FIXED)
         if is_whole(arrived := incoming / entry.sum, entry, sums):
-            # what may be written to later gets no second name but that of the arrival, which goes
-            _add(arrived, path, entry, sums, second_name=fixed or entry.sum not in linked)
+            # one of them may be written to later, so no two share it; the arrival's own name goes
+            _add(arrived, path, entry, sums, second_name=entry.sum not in linked)
             linked.add(entry.sum)
         elif is_whole(there := known(name), entry, sums):
-            _add(there, path, entry, sums, second_name=fixed)
+            _add(there, path, entry, sums, second_name=name.startswith(FIXED))
         else:
             arrived.unlink(missing_ok=True)
             bad.append(name)
