@@ -90,7 +90,8 @@ class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
     # "installed", "files:GLOB[,GLOB]" or "hub:OWNER/NAME[@REVISION]", or several, each after its
-    # weight, as in "0.7 installed + 0.3 files:GLOB"; see strata/data/corpus.py.
+    # weight, as in "0.7 installed + 0.3 files:GLOB"; "files:GLOB held-out files:GLOB" validates on
+    # the second; see strata/data/corpus.py.
     corpus: str = "installed"
     # Column that holds the text, in JSON lines and Parquet.
     text_column: str = "text"

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from strata.data import Corpus, absolute_spec, cache_dir, files, hub, installed
-from strata.data import corpus as corpus_module
+from strata.data import Corpus, absolute_spec, cache_dir, files, hub, identity, installed
 
 TEXTS = [f"Document {number}.\nIt ends here, with an é and a 🜁.\n" for number in range(40)]
 
@@ -529,5 +528,51 @@ def test_version_of_the_corpus_format_enters_every_identity(
 ) -> None:
     path = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     first = Corpus.open(f"files:{path}").identity
-    monkeypatch.setattr(corpus_module, "CORPUS_VERSION", corpus_module.CORPUS_VERSION + 1)
+    monkeypatch.setattr(identity, "CORPUS_VERSION", identity.CORPUS_VERSION + 1)
     assert Corpus.open(f"files:{path}").identity != first
+
+
+# Two corpora: one to train on, one held out.
+
+
+def test_what_is_held_out_by_works_is_another_corpus_whole_and_never_trained_on(
+    tmp_path: Path,
+) -> None:
+    write_parquet(tmp_path / "train.parquet", TEXTS[:30])
+    write_parquet(tmp_path / "held.parquet", [*TEXTS[29:31], *TEXTS[35:]])
+    spec = f"files:{tmp_path}/train.parquet held-out files:{tmp_path}/held.parquet"
+    corpus = Corpus.open(spec)
+    assert sorted(corpus.documents("train")) == sorted(TEXTS[:29])  # the 30th is in both
+    assert sorted(corpus.documents("validation")) == sorted([*TEXTS[29:31], *TEXTS[35:]])
+    assert [row.documents for row in corpus.summary("train")] == [29]
+    assert [row.documents for row in corpus.summary("validation")] == [7]
+    assert corpus.identity == Corpus.open(spec, validation_fraction=0.3).identity
+    assert corpus.identity != Corpus.open(f"files:{tmp_path}/train.parquet").identity
+
+
+def test_one_document_is_enough_to_be_held_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", TEXTS[:1])
+    write_parquet(tmp_path / "held.parquet", TEXTS[1:2])
+    corpus = Corpus.open(f"files:{tmp_path}/train.parquet held-out files:{tmp_path}/held.parquet")
+    assert all_documents(corpus) == TEXTS[:2]
+
+
+def test_an_absolute_spec_keeps_both_corpora(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd()
+    spec = absolute_spec("files:a/*.txt held-out files:b.txt")
+    assert spec == f"files:{here}/a/*.txt held-out files:{here}/b.txt"
+
+
+@pytest.mark.parametrize(
+    "spec", ["files:a.txt held-out ", "0.5 installed + 0.5 files:a.txt held-out installed"]
+)
+def test_what_cannot_be_held_out_is_told_what_was_expected(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("A text.")
+    with pytest.raises(ValueError, match="held-out files:GLOB"):
+        Corpus.open(spec)

@@ -4,10 +4,13 @@
     "files:GLOB[,GLOB…]"               text, JSON lines, Parquet; local or any fsspec URL (files.py)
     "hub:OWNER/NAME[@REVISION][:GLOB]" Parquet on the Hugging Face hub, streamed (hub.py)
     "0.7 installed + 0.3 files:…"      a mixture of those, each after its weight (mixture.py)
+    "files:… held-out files:…"         one of the three to train on, and one to validate on
 
 **Split.** A document belongs to the validation split when the first 64 bits of the SHA-256 of its
 text, read as a number, lie under a threshold. So a document keeps its split when others come or
-go, and two copies of one text can never lie on both sides.
+go, and two copies of one text can never lie on both sides. Where documents are parts of works (the
+chapters of a book), works are what has to be held out: then the two splits are corpora of their
+own, and a text that both have is left out of the training.
 
 **Identity.** A hash over the hashes of all documents in their order, and over the split. Finding it
 takes a pass over the text (which checks all of it, before any training), so what was found is kept
@@ -16,25 +19,31 @@ corpus may be larger than any disk; its commit already pins every byte, so its i
 from the commit and the names of its files, and its text is checked as it streams by.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from strata.data import files, installed
+from strata.data.identity import (
+    HASH_RANGE,
+    Split,
+    Totals,
+    check_split,
+    count_document,
+    empty_totals,
+    hash_lines,
+    hash_value,
+    new_hasher,
+    path_of_record,
+    split_of,
+    text_digest,
+    write_record,
+)
 from strata.data.mixture import interleave, parse_mixture, whole_shares
 from strata.data.progress import building
-from strata.storage import cache_dir, write_whole
 
-Split = Literal["train", "validation"]
-
-# Goes up whenever the same files would give other documents, another order or another split.
-CORPUS_VERSION = 1
-HASH_RANGE = 1 << 64
-
-# Documents and bytes of every source, by split: {"train": {"numpy": [512, 8_000_000]}, …}.
-Totals = dict[str, dict[str, list[int]]]
+HELD_OUT = " held-out "
 
 
 class FilesRecord(TypedDict):
@@ -99,7 +108,8 @@ class Corpus:
 
         Args:
             spec: `"installed"`, `"files:GLOB[,GLOB…]"` or `"hub:OWNER/NAME[@REVISION][:GLOB]"`;
-                or a mixture of them.
+                a mixture of them; or one of them, ` held-out ` and another, which is all validated
+                on, while all of the first is trained on.
             text_column: the column of Parquet files, or key of JSON lines, that holds the text.
             validation_fraction: share of the documents held out, 0 to 0.5; of a corpus that is
                 read whole (any but the hub's) at least one document always is.
@@ -117,6 +127,9 @@ class Corpus:
                 f"validation_fraction = {validation_fraction}: expected a number from 0 to 0.5"
             )
         threshold = int(validation_fraction * HASH_RANGE)
+        train, held_out, validation = spec.partition(HELD_OUT)
+        if held_out:
+            return _open_works(train.strip(), validation.strip(), text_column, progress)
         if mixture := parse_mixture(spec):
             return _open_mixture(mixture, text_column, threshold, progress)
         return _open_one(spec, text_column, threshold, progress)
@@ -131,7 +144,7 @@ class Corpus:
             ValueError: `split` is neither "train" nor "validation"; while a hub corpus streams
                 by, also what `open` raises for a bad record.
         """
-        _check_split(split)
+        check_split(split)
         return self._read(split)
 
     def summary(self, split: Split | None = None) -> list[SourceSummary]:
@@ -140,7 +153,7 @@ class Corpus:
         A hub corpus is streamed through to count it.
         """
         if split is not None:
-            _check_split(split)
+            check_split(split)
         if self.parts:
             rows = [row for _, corpus in self.parts for row in corpus.summary(split)]
         else:
@@ -149,10 +162,10 @@ class Corpus:
 
     def _count_sources(self, split: Split | None) -> list[SourceSummary]:
         if self._totals is None:
-            self._totals = _empty_totals()
+            self._totals = empty_totals()
             for name in self._totals:
-                for text in self._read(_check_split(name)):
-                    _count(self._totals, name, self.spec, len(text.encode()))
+                for text in self._read(check_split(name)):
+                    count_document(self._totals, name, self.spec, len(text.encode()))
         together: dict[str, list[int]] = {}
         for name in self._totals if split is None else (split,):
             for source, (n_documents, n_bytes) in self._totals[name].items():
@@ -175,6 +188,8 @@ def absolute_spec(spec: str) -> str:
 
     So that it means the same in another process, which may have another working folder.
     """
+    if HELD_OUT in spec:
+        return HELD_OUT.join(absolute_spec(part.strip()) for part in spec.split(HELD_OUT))
     if mixture := parse_mixture(spec):
         return " + ".join(f"{weight} {absolute_spec(corpus)}" for weight, corpus in mixture)
     kind, _, globs = spec.partition(":")
@@ -190,11 +205,11 @@ def absolute_spec(spec: str) -> str:
     )
 
 
-# The three kinds of corpus, and mixtures of them. Each `_open_…` finds the identity and says how to
-# read a split.
+# The three kinds of corpus, and what is made of them. Each `_open_…` finds the identity and says
+# how to read a split. Without a threshold nothing is held out: all is the training split.
 
 
-def _open_one(spec: str, text_column: str, threshold: int, progress: bool) -> Corpus:
+def _open_one(spec: str, text_column: str, threshold: int | None, progress: bool) -> Corpus:
     kind, _, place = spec.partition(":")
     if spec == "installed":
         return _open_installed(threshold, progress)
@@ -204,7 +219,33 @@ def _open_one(spec: str, text_column: str, threshold: int, progress: bool) -> Co
         return _open_hub(spec, text_column, threshold)
     raise ValueError(
         f'no corpus is called "{spec}": expected "installed", "files:GLOB[,GLOB…]", '
-        '"hub:OWNER/NAME[@REVISION][:GLOB]", or a mixture as in "0.7 installed + 0.3 files:GLOB"'
+        '"hub:OWNER/NAME[@REVISION][:GLOB]", a mixture as in "0.7 installed + 0.3 files:GLOB", or '
+        'two as in "files:GLOB held-out files:GLOB"'
+    )
+
+
+def _open_works(train: str, validation: str, text_column: str, progress: bool) -> Corpus:
+    corpora = {
+        "train": _open_one(train, text_column, None, progress),
+        "validation": _open_one(validation, text_column, None, progress),
+    }
+
+    def read(split: Split) -> Iterator[str]:
+        if split == "validation":
+            yield from corpora["validation"].documents("train")
+            return
+        held_out = {text_digest(text) for text in corpora["validation"].documents("train")}
+        for text in corpora["train"].documents("train"):
+            if text_digest(text) not in held_out:
+                yield text
+
+    return Corpus(
+        HELD_OUT.join(corpus.spec for corpus in corpora.values()),
+        hash_lines(["held-out", *(corpus.identity for corpus in corpora.values())]),
+        read,
+        0,
+        skipped={reason: n for corpus in corpora.values() for reason, n in corpus.skipped.items()},
+        estimate={name: corpus.expected_bytes("train") for name, corpus in corpora.items()},
     )
 
 
@@ -229,7 +270,7 @@ def _open_mixture(
 
     return Corpus(
         " + ".join(f"{weight} {part.spec}" for weight, part in zip(weights, corpora, strict=True)),
-        _hash_lines(["mixture", *(f"{share} {corpus.identity}" for share, corpus in parts)]),
+        hash_lines(["mixture", *(f"{share} {corpus.identity}" for share, corpus in parts)]),
         read,
         highest,
         skipped={reason: count for part in corpora for reason, count in part.skipped.items()},
@@ -237,9 +278,9 @@ def _open_mixture(
     )
 
 
-def _open_installed(threshold: int, progress: bool) -> Corpus:
+def _open_installed(threshold: int | None, progress: bool) -> Corpus:
     found = installed.list_files()
-    record_path = _record_path(["installed", *found])
+    record_path = path_of_record(["installed", *found])
     if record_path.exists():
         record = json.loads(record_path.read_text("utf-8"))
         entries = [installed.Entry(*entry) for entry in record["entries"]]
@@ -248,66 +289,74 @@ def _open_installed(threshold: int, progress: bool) -> Corpus:
         total = sum(file.size for file in found)
         with building("reading installed sources", total, progress=progress) as advance:
             index = installed.read_index(found, advance)
-        _write_record(record_path, index._asdict())
+        write_record(record_path, index._asdict())
 
     # Entries are sorted by hash, so the first has the smallest.
-    threshold = max(threshold, _hash_value(index.entries[0].digest) + 1)
-    totals = _empty_totals()
+    smallest = hash_value(index.entries[0].digest)
+    threshold = 0 if threshold is None else max(threshold, smallest + 1)
+    totals = empty_totals()
     for entry in index.entries:
-        _count(totals, _split_of(entry.digest, threshold), entry.source, entry.size)
+        count_document(totals, split_of(entry.digest, threshold), entry.source, entry.size)
 
     def read(split: Split) -> Iterator[str]:
         for entry in index.entries:
-            if _split_of(entry.digest, threshold) == split:
+            if split_of(entry.digest, threshold) == split:
                 yield installed.read_entry(entry)
 
     digests = (entry.digest for entry in index.entries)
-    identity = _hash_lines([*digests, threshold])
+    identity = hash_lines([*digests, threshold])
     return Corpus("installed", identity, read, threshold, totals, skipped=index.skipped)
 
 
-def _open_files(spec: str, text_column: str, threshold: int, progress: bool) -> Corpus:
+def _open_files(spec: str, text_column: str, threshold: int | None, progress: bool) -> Corpus:
     found = files.find_files(spec.removeprefix("files:"))
-    record_path = _record_path(["files", text_column, threshold, *found])
+    record_path = path_of_record(["files", text_column, threshold, *found])
     if record_path.exists():
         record: FilesRecord = json.loads(record_path.read_text("utf-8"))
     else:
         record = _examine_files(spec, found, text_column, threshold, progress)
-        _write_record(record_path, record)
+        write_record(record_path, record)
     threshold = record["threshold"]
 
     def read(split: Split) -> Iterator[str]:
         for file in found:
             for text in files.read_documents(file, text_column):
-                if _split_of(_digest(text), threshold) == split:
+                if split_of(text_digest(text), threshold) == split:
                     yield text
 
     return Corpus(spec, record["identity"], read, threshold, record["totals"])
 
 
 def _examine_files(
-    spec: str, found: list[files.SourceFile], text_column: str, threshold: int, progress: bool
+    spec: str,
+    found: list[files.SourceFile],
+    text_column: str,
+    threshold: int | None,
+    progress: bool,
 ) -> FilesRecord:
     """Read every record once: a bad one is found now, and hashes give identity and split."""
-    hasher = hashlib.sha256(f"strata corpus {CORPUS_VERSION}".encode())
-    totals = _empty_totals()
+    hasher = new_hasher()
+    totals = empty_totals()
     smallest: int | None = None
     total = sum(file.size for file in found)
     with building(f"reading {spec}", total, progress=progress) as advance:
         for file in found:
             for text in files.read_documents(file, text_column):
-                digest = _digest(text)
+                digest = text_digest(text)
                 hasher.update(f"\n{digest}".encode())
-                _count(totals, _split_of(digest, threshold), file.source, len(text.encode()))
-                value = _hash_value(digest)
+                split = split_of(digest, threshold or 0)
+                count_document(totals, split, file.source, len(text.encode()))
+                value = hash_value(digest)
                 smallest = value if smallest is None else min(smallest, value)
             advance(file.size)
     if smallest is None:
         raise ValueError(
-            f'the corpus "{spec}" is empty: expected at least two documents, and every record of '
-            f"its {len(found)} file(s) is without text"
+            f'the corpus "{spec}" is empty: expected documents, and every record of its '
+            f"{len(found)} file(s) is without text"
         )
-    if not totals["validation"]:  # few documents: read again, holding out the smallest hash
+    if threshold is None:
+        threshold = 0
+    elif not totals["validation"]:  # few documents: read again, holding out the smallest hash
         return _examine_files(spec, found, text_column, smallest + 1, progress)
     if not totals["train"]:
         raise ValueError(
@@ -318,12 +367,13 @@ def _examine_files(
     return {"identity": hasher.hexdigest(), "threshold": threshold, "totals": totals}
 
 
-def _open_hub(spec: str, text_column: str, threshold: int) -> Corpus:
+def _open_hub(spec: str, text_column: str, threshold: int | None) -> Corpus:
     from strata.data import hub  # whose library takes a while to load
 
+    limit = threshold or 0
     place = hub.parse(spec.removeprefix("hub:"))
     commit = hub.resolve_commit(place)
-    record_path = _record_path(["hub", place.repository, commit, place.glob, text_column])
+    record_path = path_of_record(["hub", place.repository, commit, place.glob, text_column])
     if record_path.exists():
         record = json.loads(record_path.read_text("utf-8"))
         found = [hub.HubFile(*file) for file in record["files"]]
@@ -331,64 +381,16 @@ def _open_hub(spec: str, text_column: str, threshold: int) -> Corpus:
     else:
         found = hub.list_files(place, commit)
         text_bytes = hub.estimate_text_bytes(found, text_column)
-        _write_record(record_path, {"files": found, "text_bytes": text_bytes})
+        write_record(record_path, {"files": found, "text_bytes": text_bytes})
 
     def read(split: Split) -> Iterator[str]:
         for file in found:
             for text in hub.read_documents(file, text_column):
-                if _split_of(_digest(text), threshold) == split:
+                if split_of(text_digest(text), limit) == split:
                     yield text
 
     pinned = f"hub:{place.repository}@{commit}" + (f":{place.glob}" if place.glob else "")
-    identity = _hash_lines(["hub", place.repository, commit, text_column, *found, threshold])
-    held_out = threshold * text_bytes // HASH_RANGE
+    identity = hash_lines(["hub", place.repository, commit, text_column, *found, limit])
+    held_out = limit * text_bytes // HASH_RANGE
     estimate = {"train": text_bytes - held_out, "validation": held_out}
-    return Corpus(pinned, identity, read, threshold, estimate=estimate)
-
-
-# Hashes, counts and the progress bar that the three share.
-
-
-def _check_split(split: str) -> Split:
-    if split == "train":
-        return "train"
-    if split == "validation":
-        return "validation"
-    raise ValueError(f'split "{split}": expected "train" or "validation"')
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _hash_value(digest: str) -> int:
-    return int(digest[:16], 16)
-
-
-def _split_of(digest: str, threshold: int) -> Split:
-    return "validation" if _hash_value(digest) < threshold else "train"
-
-
-def _hash_lines(lines: Iterable[object]) -> str:
-    hasher = hashlib.sha256(f"strata corpus {CORPUS_VERSION}".encode())
-    for line in lines:
-        hasher.update(f"\n{line}".encode())
-    return hasher.hexdigest()
-
-
-def _record_path(fingerprint: Iterable[object]) -> Path:
-    return cache_dir() / "corpora" / f"{_hash_lines(fingerprint)[:32]}.json"
-
-
-def _write_record(path: Path, record: object) -> None:
-    write_whole(path, json.dumps(record))
-
-
-def _empty_totals() -> Totals:
-    return {"train": {}, "validation": {}}
-
-
-def _count(totals: Totals, split: str, source: str, n_bytes: int) -> None:
-    count = totals[split].setdefault(source, [0, 0])
-    count[0] += 1
-    count[1] += n_bytes
+    return Corpus(pinned, identity, read, limit, estimate=estimate)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strata.config import DataConfig
-from strata.data.corpus import Corpus, Split
+from strata.data.corpus import Corpus
 from strata.data.files import find_files, read_documents
+from strata.data.identity import Split
 from strata.data.progress import building
 from strata.data.shards import MixedDocuments, TokenShards, build_shards
 from strata.storage import cache_dir
