@@ -346,3 +346,29 @@ def test_the_recipes_of_the_nano_suite_have_bodies_of_one_size() -> None:
     for variant in suite.variants:
         ours = count_parameters(variant.apply(suite.base, 0).model)["body"]
         assert ours == pytest.approx(body, rel=0.015), variant.name
+
+
+def test_the_micro_suite_tunes_both_recipes_alike() -> None:
+    suite = read_suite("micro")
+    ours, theirs = (next(t for t in suite.tunings if t.variant == n) for n in ("strata", "gpt3"))
+    assert isinstance(ours, Search)
+    assert isinstance(theirs, Search)
+    assert ours.trials == theirs.trials
+    assert len(ours.space) == len(theirs.space)
+    names = {variant.name for variant in suite.variants}
+    assert names >= {"gpt3", "gpt3-published", "gpt3+muon", "no-softcap", "cosine"}
+    assert len(suite.variants) == 3 + len(leave_one_out(suite.base)) + len(add_one_in(suite.base))
+
+
+def test_the_vocabulary_suite_is_even_in_compute_and_in_parameters() -> None:
+    suite = read_suite("vocabulary")
+    configs = {one.name: one.apply(suite.base, 0) for one in suite.variants}
+    for kind in ("compute", "parameters"):
+        chosen = [config for name, config in configs.items() if name.startswith(kind)]
+        assert [one.model.vocab_size for one in chosen] == [16_384, 8_192, 32_768, 86_400]
+        costs = [run_flops(config) for config in chosen]
+        assert costs == pytest.approx([costs[0]] * 4, rel=2e-3)
+    bodies = {n: count_parameters(c.model) for n, c in configs.items()}
+    totals = [sizes["total"] for name, sizes in bodies.items() if name.startswith("parameters")]
+    assert totals == pytest.approx([totals[0]] * 4, rel=0.02)
+    assert len({s["body"] for n, s in bodies.items() if n.startswith("compute")}) == 1
