@@ -111,7 +111,7 @@ def _starting_configuration(command: str, *arguments: str) -> Config:
     Read off the arguments before they are parsed, since the parser is made from it.
 
     Raises:
-        ValueError: the preset does not come first.
+        ValueError: the preset, or the suite, does not come first.
     """
     if arguments and not arguments[0].startswith("-"):
         name = arguments[0]
@@ -121,6 +121,8 @@ def _starting_configuration(command: str, *arguments: str) -> Config:
             return read_suite(name).base
         return Config.load(name) if name.endswith(".toml") else Config.preset(name)
     if command == "ablate":
+        if arguments and not {"-h", "--help"} & set(arguments):
+            raise ValueError("the suite comes first: strata ablate nano …")
         return Config()
     for known in Config.presets():
         if known in arguments:

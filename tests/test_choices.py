@@ -193,12 +193,29 @@ def test_runs_that_read_different_text_are_not_compared(tmp_path):
         check_one_text(finished_runs(planned_runs(suite), tmp_path))
 
 
+def test_a_sweep_ends_at_the_first_run_that_read_other_text_than_those_before(tmp_path):
+    class Reads(StandIn):
+        def __call__(self, config, folder, callbacks=()):
+            super().__call__(config, folder, callbacks)
+            path = folder / "provenance.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": "another"}))
+
+    sweep(suite_of(STRATA, GELU, seeds=(0,)), tmp_path, StandIn())
+    train = Reads()
+    with pytest.raises(ValueError, match="have read different text"):
+        sweep(suite_of(STRATA, GELU, seeds=(0, 1)), tmp_path, train)
+    assert train.made == ["strata-seed1"]
+
+
 def test_only_some_variants_are_made_with_the_tunings_behind_them(tmp_path):
     tunings = (Tuning("gelu", RATE, (0.01, 0.02)), Tuning("strata", RATE, (0.01, 0.02)))
     train = StandIn()
     suite = suite_of(STRATA, GELU, seeds=(0,), tunings=tunings)
     run_suite(suite, tmp_path, progress=False, workers=1, train=train, only=["ge*"])
     assert train.made == [*(f"gelu@learning_rate={r}-seed1000" for r in (0.01, 0.02)), "gelu-seed0"]
+    sweep(suite, tmp_path, StandIn())
+    found = run_suite(suite, tmp_path, False, workers=1, train=train, only=["strata"])
+    assert {run.variant for run in found} >= {"strata", "gelu"}  # with what was chosen for it
     with pytest.raises(ValueError, match="no variant 'gelo'"):
         run_suite(suite, tmp_path, progress=False, workers=1, train=train, only=["gelo"])
 

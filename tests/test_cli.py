@@ -349,6 +349,8 @@ def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     assert "4 finished; left: 0 TFLOP" in capsys.readouterr().out
     assert strata("ablate", *options, "--only", "gpt4") == 1
     assert "no variant 'gpt4'" in capsys.readouterr().err
+    assert strata("ablate", "--seeds", "0", "--output", runs, suite) == 1
+    assert "the suite comes first" in capsys.readouterr().err
     assert strata("ablate", "nan") == 1
     assert "did you mean 'nano'" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ class OutlookRow:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A suite's runs with their states. `untuned` are variants whose rates are yet to be chosen."""
+    """A suite's runs with their states. `untuned` names whom the tunings that are left are for."""
 
     rows: tuple[OutlookRow, ...]
     untuned: tuple[str, ...]
@@ -126,8 +126,8 @@ def look_out(
         if isinstance(tuning, Search):
             rows.append(_search_row(suite, tuning, folder, settled, _cost(costs, tuning.variant)))
     rows += [row(run, settled=False) for run in runs]
-    untuned = spread(suite, [(one, dict.fromkeys(one.fields)) for one in waiting])
-    return Outlook(tuple(rows), tuple(untuned), workers or room_for(suite.base))
+    untuned = tuple(tuning.variant for tuning in waiting)
+    return Outlook(tuple(rows), untuned, workers or room_for(suite.base))
 
 
 def _search_row(

@@ -99,7 +99,7 @@ def run_suite(
 
     First come the tunings; what each chose joins the changes of the variants that take it. Then
     the variants, seed by seed, and the runs for the scaling law. One progress line counts training
-    FLOPs, with rate and time left.
+    FLOPs, with rate and time left; a search says each of its trials in a line besides.
 
     Args:
         workers: processes; 0 takes as many as `training.threads` leaves room for, or one a GPU, and
@@ -138,14 +138,20 @@ def run_suite(
         disable=not progress,
     ) as bar:
         chosen, failures = _settle(suite, tunings, task, workers, bar)
-        choices = spread(suite, chosen)
         untuned = {
             name
             for tuning in tunings
             if tuning not in [settled for settled, _ in chosen]
             for name in takers(suite, tuning)
         }
-        runs = planned_runs(suite, choices)
+        # what was chosen before for the variants that are not wanted now
+        chosen += [
+            (tuning, held)
+            for tuning in suite.tunings
+            if tuning not in tunings
+            and (held := held_choice(suite, tuning, folder, fresh)) is not None
+        ]
+        runs = planned_runs(suite, spread(suite, chosen))
         recipes = {one.name: one.recipe or one.name for one in (*suite.variants, *suite.scaling)}
         making = [r for r in runs if r.variant in wanted and recipes[r.variant] not in untuned]
         if stop_hopeless:
@@ -159,7 +165,7 @@ def run_suite(
         commits = ", ".join(f"{count} at {commit}" for commit, count in others_made.items())
         print(
             f"{sum(others_made.values())} of these runs were made by other versions of the code "
-            f"({commits}) and are kept; to make them anew, ask for fresh ones",
+            f"({commits}) and are kept; --fresh, or fresh=True, makes them anew",
             file=sys.stderr,
         )
     if failures:
@@ -212,7 +218,7 @@ def _settle(
             else:
                 found = _weigh(suite, tuning, task, lost)
         except (RuntimeError, OSError, ValueError) as error:
-            failures[f"search-{tuning.variant}"] = str(error)
+            failures[f"tuning of {tuning.variant}"] = str(error)
             continue
         if found:
             chosen.append((tuning, found))
@@ -293,9 +299,9 @@ class _Task:
 
 def _make(runs: Sequence[PlannedRun], task: _Task, workers: int, bar: tqdm[None]) -> dict[str, str]:
     """Make those of `runs` that are not finished; the reasons of those that failed, by folder."""
-    settled = {run.folder_name for run in runs if task.is_settled(run)}
-    _count([run for run in runs if run.folder_name in settled], bar)
-    waiting = [run for run in runs if run.folder_name not in settled]
+    settled = [run for run in runs if task.is_settled(run)]
+    waiting = [run for run in runs if run not in settled]
+    _count(settled, bar)
     workers = max(1, min(workers, len(waiting)))
     if workers > 1:
         for data, vocabulary in {(run.config.data, run.config.model.vocab_size) for run in waiting}:
@@ -306,6 +312,9 @@ def _make(runs: Sequence[PlannedRun], task: _Task, workers: int, bar: tqdm[None]
         bar.set_postfix_str(run.folder_name, refresh=False)
         bar.update(run.flops)
         if outcome == FINISHED:
+            if settled:  # before more runs are made that nothing can be compared with
+                check_one_text(finished_runs([*settled, run], task.folder, task.fresh))
+                settled = []
             continue
         reason = outcome or "its process died; was it out of memory?"
         if reason.startswith(HOPELESS):
