@@ -20,7 +20,7 @@ from pathlib import Path
 
 from measuring import RESULTS, machine, table
 
-from strata.ablations import compare, final_losses, load_suite, nano_suite, run_suite
+from strata.ablations import compare, final_losses, load_suite, read_suite, run_suite
 from strata.ablations.variants import Changes, Suite, Variant
 from strata.config import Config
 
@@ -95,7 +95,7 @@ def widths(corpus: str, seeds: tuple[int, ...]) -> Suite:
 
 def small(corpus: str) -> Config:
     """The size of chapter 5's ablations."""
-    return nano_suite(Config.preset("nano").override({"data.corpus": corpus})).base
+    return read_suite("nano", {"data.corpus": corpus}).base
 
 
 def report_candidates(suite: Suite, folder: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from tyro.conf import DisallowNone, PositionalMetavarFromFieldName
 from tyro.extras import SubcommandApp
 
-from strata.commands import machines, runs, text, transfers, writing
+from strata.commands import experiments, machines, runs, text, transfers, writing
 from strata.config import Config, DataConfig
 
 Call = Callable[[], None]
@@ -35,8 +35,8 @@ _SINGLE: tuple[Callable[..., None], ...] = (
     runs.runs,
     runs.evaluate,
     writing.generate,
-    runs.ablate,
-    runs.tune,
+    experiments.ablate,
+    experiments.tune,
 )
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "tokenizer": (
@@ -89,8 +89,8 @@ def deferred(function: Callable[..., None], defaults: Mapping[str, object]) -> C
 
 
 def _application(arguments: Sequence[str]) -> SubcommandApp:
-    """All commands, with the options of `train` and `tune` at the values of the preset."""
-    wants_preset = arguments[:1] in (["train"], ["tune"])
+    """All commands, with the options of `train`, `tune` and `ablate` at their defaults."""
+    wants_preset = arguments[:1] in (["train"], ["tune"], ["ablate"])
     config = _starting_configuration(*arguments) if wants_preset else Config()
     defaults = {"config": config, "data": DataConfig()}
     app = SubcommandApp()
@@ -106,16 +106,24 @@ def _application(arguments: Sequence[str]) -> SubcommandApp:
 
 
 def _starting_configuration(command: str, *arguments: str) -> Config:
-    """The configuration whose values are the defaults of the options of `train` or `tune`.
+    """The configuration whose values are the defaults of the options: a preset's, a suite's base.
 
     Read off the arguments before they are parsed, since the parser is made from it.
 
     Raises:
-        ValueError: the preset does not come first.
+        ValueError: the preset, or the suite, does not come first.
     """
     if arguments and not arguments[0].startswith("-"):
         name = arguments[0]
+        if command == "ablate":
+            from strata.ablations import read_suite  # slow to load, and no other command's
+
+            return read_suite(name).base
         return Config.load(name) if name.endswith(".toml") else Config.preset(name)
+    if command == "ablate":
+        if arguments and not {"-h", "--help"} & set(arguments):
+            raise ValueError("the suite comes first: strata ablate nano …")
+        return Config()
     for known in Config.presets():
         if known in arguments:
             raise ValueError(f"the preset comes first: strata {command} {known} …")

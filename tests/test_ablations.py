@@ -1,14 +1,16 @@
 """Variants are valid differences of configuration, and a sweep makes each run once."""
 
-import json
 import math
 import shutil
 import warnings
 from pathlib import Path
 
 import pytest
+from small_suites import GELU, TINY, StandIn, suite_of, sweep
 
 from strata.ablations.analysis import compare
+from strata.ablations.choices import best_choices
+from strata.ablations.ingredients import STRATA
 from strata.ablations.summary import (
     final_losses,
     learning_curves,
@@ -16,84 +18,11 @@ from strata.ablations.summary import (
     scaling_runs,
     summarise,
 )
-from strata.ablations.sweep import SweepError, best_choices, planned_runs, run_suite
-from strata.ablations.variants import (
-    GPT3,
-    STRATA,
-    Suite,
-    Tuning,
-    Variant,
-    leave_one_out,
-    nano_suite,
-    scaling_grid,
-)
+from strata.ablations.sweep import SweepError, run_suite
+from strata.ablations.variants import Suite, Tuning, Variant
 from strata.config import Config
-from strata.model import count_parameters, flops_per_token
+from strata.model import count_parameters
 from strata.training.folder import code_hash
-
-TINY = Config().override(
-    {
-        "model.vocab_size": 300,
-        "model.n_layers": 1,
-        "model.n_heads": 1,
-        "model.width": 8,
-        "model.context_length": 8,
-        "training.max_steps": 4,
-        "training.batch_size": 2,
-        "training.warmup_steps": 1,
-        "training.validate_every": 2,
-        "training.checkpoint_every": 0,
-        "training.threads": 1,
-    }
-)
-GELU = Variant("gelu", {"model.activation": "gelu"}, "GELU.")
-
-
-class StandIn:
-    """In place of the trainer: writes the folder of a finished run and remembers its name."""
-
-    def __init__(self, fails=(), best_rate=0.02):
-        self.made, self.fails, self.best_rate = [], set(fails), best_rate
-
-    def __call__(self, config, folder):
-        self.made.append(folder.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / "config.toml")
-        (folder / "provenance.json").write_text(json.dumps({"code": code_hash()}))
-        if folder.name in self.fails:
-            raise RuntimeError("the loss is nan at step 3")
-        loss = 2.0 + 0.1 * config.training.seed
-        loss += 0.2 * (config.model.activation == "gelu")
-        loss += abs(math.log(config.optimizer.learning_rate / self.best_rate))
-        per_step = config.training.batch_size * config.model.context_length
-        lines = [
-            {
-                "step": step,
-                "loss": 1.0,
-                "tokens": step * per_step,
-                "timing": {"seconds": 0.5},
-                **({"validation_bits_per_byte": loss * 4 / step} if step % 2 == 0 else {}),
-            }
-            for step in range(1, 5)
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        summary = {
-            "validation_bits_per_byte": loss,
-            "parameters": 1_000,
-            "body_parameters": 800,
-            "flops_per_token": 10.0,
-            "tokens": 4 * per_step,
-            "flops": 40.0 * per_step,
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
-
-
-def sweep(suite, folder, stand_in):
-    return run_suite(suite, folder, progress=False, workers=1, train=stand_in)
-
-
-def suite_of(*variants, seeds=(0, 1), **rest):
-    return Suite("test", TINY, variants, seeds, **rest)
 
 
 def test_runs_go_seed_by_seed_and_come_back_as_summaries(tmp_path):
@@ -161,10 +90,10 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(tmp_path):
 
 def test_a_stop_ends_the_sweep_and_the_next_call_goes_on(tmp_path):
     class Stopped(StandIn):
-        def __call__(self, config, folder):
+        def __call__(self, config, folder, callbacks=()):
             if folder.name == "gelu-seed0":
                 raise KeyboardInterrupt
-            super().__call__(config, folder)
+            super().__call__(config, folder, callbacks)
 
     with pytest.raises(KeyboardInterrupt):
         sweep(suite_of(STRATA, GELU), tmp_path, Stopped())
@@ -263,62 +192,6 @@ def test_a_suite_is_checked_before_anything_runs():
         suite_of(STRATA, tunings=(Tuning("gpt4", "optimizer.learning_rate", (0.1,)),))
     with pytest.raises(ValueError, match="also reported"):
         suite_of(STRATA, tunings=(Tuning("strata", "optimizer.learning_rate", (0.1,), seed=1),))
-
-
-def test_leaving_one_out_changes_one_thing_that_gpt3_changes_too():
-    base = Config()
-    gpt3 = GPT3.apply(base, 0)
-    for variant in leave_one_out(base):
-        changed = variant.apply(base, 0)
-        assert changed != base, variant.name
-        if "head" not in variant.name:
-            for name, (_, value) in base.differences(changed).items():
-                assert base.differences(gpt3)[name][1] == value, (variant.name, name)
-
-
-def test_the_head_is_left_out_the_other_way_from_the_base():
-    untied = Config().override({"model.tie_embeddings": False})
-    assert leave_one_out(Config())[-1].apply(Config(), 0).model.tie_embeddings is False
-    assert leave_one_out(untied)[-1].apply(untied, 0).model.tie_embeddings is True
-
-
-def test_the_nano_suite_is_what_its_arithmetic_says():
-    suite = nano_suite()
-    weights = 12 * 2 * 96**2 + 1_024 * 96
-    assert flops_per_token(suite.base.model) == 6 * weights + 12 * 2 * 96 * 128
-    assert len(suite.variants) == 13
-    assert suite.variants[:2] == (STRATA, GPT3)
-    runs = planned_runs(suite)
-    assert len(runs) == 13 * 3 + 8
-    base_run = suite.base.training.max_steps * 2 * 128 * flops_per_token(suite.base.model)
-    total = sum(run.flops for run in runs) + 7 * base_run
-    assert total == pytest.approx(50 * base_run, rel=0.03)
-
-
-def test_the_recipes_of_the_nano_suite_have_bodies_of_one_size():
-    suite = nano_suite()
-    body = count_parameters(suite.base.model)["body"]
-    for variant in suite.variants:
-        ours = count_parameters(variant.apply(suite.base, 0).model)["body"]
-        assert ours == pytest.approx(body, rel=0.015), variant.name
-
-
-def test_the_nano_suite_keeps_the_data_of_its_base():
-    base = Config().override({"data.corpus": "files:mine/*.txt", "training.device": "cpu"})
-    suite = nano_suite(base)
-    assert suite.base.data == base.data
-    assert suite.base.training.device == "cpu"
-
-
-def test_the_scaling_grid_keeps_heads_and_the_shape_of_the_schedule():
-    base = nano_suite().base
-    for variant in scaling_grid(base, widths=(64, 96, 128), shares=(0.25, 1.0)):
-        config = variant.apply(base, 0)
-        assert config.model.head_size == base.model.head_size
-        share = config.training.max_steps / base.training.max_steps
-        # to the nearest whole step
-        warmup = share * base.training.warmup_steps
-        assert config.training.warmup_steps == pytest.approx(warmup, abs=0.5)
 
 
 def test_comments_do_not_change_the_hash_of_the_code_and_what_is_kept_of_it_never_goes_stale(

@@ -1,6 +1,5 @@
 """Every command, run for real on a model of seconds; and what is said when one cannot be run."""
 
-import functools
 import io
 import json
 import shutil
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 
 from strata import cli
-from strata.ablations import Suite, run_suite
-from strata.ablations.variants import GPT3, STRATA
 from strata.config import Config
 from strata.data import Corpus
 from strata.evaluation import load_overlap, load_results, split_result
@@ -310,25 +308,51 @@ def test_an_overlap_is_kept_with_the_run_and_knows_the_items_of_its_scores(
 
 
 def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
-    tiny_config: Config, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Config, tmp_path: Path, capsys: Captured
 ) -> None:
-    base = tiny_config.override({"training.max_steps": 4})
-
-    def smallest(given: Config) -> Suite:
-        changed = base.override({"data.corpus": given.data.corpus})
-        return Suite("smallest", changed, (STRATA, GPT3), (0, 1))
-
-    monkeypatch.setattr("strata.ablations.nano_suite", smallest)
-    # in this process: starting others takes longer than the runs
-    monkeypatch.setattr("strata.ablations.run_suite", functools.partial(run_suite, workers=1))
-    options = ["--corpus", base.data.corpus, "--seeds", "3", "4", "--output", tmp_path]
+    fields = {
+        f"{section}.{key}": value
+        for section, values in tiny_config.to_dict().items()
+        for key, value in values.items()
+        if value != getattr(getattr(Config(), section), key)
+    }
+    suite = tmp_path / "smallest.toml"
+    suite.write_text(
+        tomli_w.dumps(
+            {
+                "name": "smallest",
+                "preset": "nano",
+                "seeds": [0, 1],
+                "base": fields,
+                "variants": [{"name": "strata"}, {"name": "gpt3", "from": "gpt3"}],
+            }
+        )
+    )
+    runs = tmp_path / "runs"
+    options = [suite, "--seeds", "3", "4", "--output", runs, "--workers", "1"]
+    options += ["--training.max-steps", "4"]
+    assert strata("ablate", *options, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "4 to do" in shown
+    assert not runs.exists()
+    assert strata("ablate", *options, "--only", "gpt*") == 0
+    assert {path.name for path in runs.iterdir()} == {"gpt3-seed3", "gpt3-seed4"}
     assert strata("ablate", *options) == 0
-    assert {path.name for path in tmp_path.glob("*-seed*")} == {
+    assert {path.name for path in runs.glob("*-seed*")} == {
         "strata-seed3", "strata-seed4", "gpt3-seed3", "gpt3-seed4"
     }  # fmt: skip
+    assert Config.load(runs / "gpt3-seed4" / "config.toml").training.max_steps == 4
     shown = capsys.readouterr().out
     assert "gpt3" in shown
-    assert str(tmp_path) in shown
+    assert str(runs) in shown
+    assert strata("ablate", *options, "--dry-run") == 0
+    assert "4 finished; left: 0 TFLOP" in capsys.readouterr().out
+    assert strata("ablate", *options, "--only", "gpt4") == 1
+    assert "no variant 'gpt4'" in capsys.readouterr().err
+    assert strata("ablate", "--seeds", "0", "--output", runs, suite) == 1
+    assert "the suite comes first" in capsys.readouterr().err
+    assert strata("ablate", "nan") == 1
+    assert "did you mean 'nano'" in capsys.readouterr().err
 
 
 def test_tuning_searches_and_leaves_a_configuration_to_train(

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"config"},
     "training": CORE,
     "evaluation": CORE,
-    "ablations": CORE | {"presets", "training", "evaluation"},
+    "ablations": CORE | {"presets", "fields", "training", "evaluation"},
     "paper": {"storage", "config"},
     "workbook": {"storage", "config", "data", "paper", "training"},
     "transfer": {"storage", "fields", "config", "data", "training"},

@@ -95,7 +95,7 @@ generate(trainer.model, trainer.tokenizer, "import ", max_new_tokens=4)
 """,
     """
 from strata.ablations import Suite, compare, final_losses, run_suite
-from strata.ablations.variants import GPT3, STRATA
+from strata.ablations.ingredients import GPT3, STRATA
 suite = Suite("offline", config, (STRATA, GPT3), (0, 1))
 runs = run_suite(suite, run / "ablations", progress=False, workers=1)
 table = compare(final_losses(runs, ["strata", "gpt3"]), "strata")

@@ -1,7 +1,10 @@
 """Which parts earn their cost? The ablations of notebook 05.
 
-`variants` says what is compared, `sweep` makes the runs, `summary` reads them back, `analysis`
-says what they show and how surely, and `scaling` how the loss falls with size, tokens and compute.
+`variants` says what is compared, `ingredients` in what the two recipes differ, `grid` which sizes
+are run for how long, and `suites` reads all of it from a file. `plan` lists the runs, `choices`
+keeps what was tuned, `sweep` makes the runs, `hopeless` stops those that will come to nothing and
+`outlook` says what is left to do. `summary` reads them back, `analysis` says what they show and how
+surely, and `scaling` how the loss falls with size, tokens and compute.
 
 Which values suit best? `tuning` searches (in a `study` on disk, over what `search` reads), and
 `tuning_figures` draws what it found; imported by their own names, since a sweep needs no Optuna.
@@ -18,6 +21,11 @@ from strata.ablations.analysis import (
     cost_to_reach,
     mean_interval,
 )
+from strata.ablations.choices import best_choices, read_choices
+from strata.ablations.hopeless import stopped_runs
+from strata.ablations.ingredients import INGREDIENTS, add_one_in, leave_one_out
+from strata.ablations.outlook import Outlook, look_out
+from strata.ablations.plan import planned_runs, planned_trials
 from strata.ablations.scaling import (
     CHINCHILLA,
     CHINCHILLA_REFIT,
@@ -28,6 +36,7 @@ from strata.ablations.scaling import (
     fit_power_law,
     fit_scaling_law,
 )
+from strata.ablations.suites import read_suite, shipped_suites
 from strata.ablations.summary import (
     RunSummary,
     final_losses,
@@ -36,32 +45,29 @@ from strata.ablations.summary import (
     scaling_runs,
     summarise,
 )
-from strata.ablations.sweep import SweepError, best_choices, run_suite
-from strata.ablations.variants import (
-    Suite,
-    Tuning,
-    Variant,
-    leave_one_out,
-    nano_suite,
-    scaling_grid,
-)
+from strata.ablations.sweep import SweepError, run_suite
+from strata.ablations.variants import Search, Suite, Tuning, Variant
 from strata.evaluation.comparison import holm
 
 __all__ = [
     "CHINCHILLA",
     "CHINCHILLA_REFIT",
+    "INGREDIENTS",
     "Comparison",
     "Interval",
     "LearningCurve",
     "Multiplier",
+    "Outlook",
     "PowerLaw",
     "RunSummary",
     "ScalingFit",
     "ScalingLaw",
+    "Search",
     "Suite",
     "SweepError",
     "Tuning",
     "Variant",
+    "add_one_in",
     "best_choices",
     "compare",
     "compute_multiplier",
@@ -74,10 +80,15 @@ __all__ = [
     "learning_curves",
     "leave_one_out",
     "load_suite",
+    "look_out",
     "mean_interval",
-    "nano_suite",
+    "planned_runs",
+    "planned_trials",
+    "read_choices",
+    "read_suite",
     "run_suite",
-    "scaling_grid",
     "scaling_runs",
+    "shipped_suites",
+    "stopped_runs",
     "summarise",
 ]

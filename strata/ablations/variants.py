@@ -2,13 +2,12 @@
 
 A `Variant` is a name and the fields that it changes; applied to the base configuration it gives
 the configuration of a run, so nothing about a comparison is hidden in code. A `Suite` is one
-experiment: variants × seeds, before them a small search for what must be chosen fairly
-(`Tuning`), beside them runs of other sizes and lengths for the scaling law. `nano_suite` is the
-one that the workbook runs; `strata/ablations/sweep.py` runs any.
+experiment: variants × seeds, before them what must be chosen fairly (`Tuning`, which tries given
+values, and `Search`, which looks for some), beside them runs of other sizes and lengths for the
+scaling law. Suites are read from files (`strata/ablations/suites.py`) and run by
+`strata/ablations/sweep.py`. To add a variant to one:
 
-To add a variant, add a line to `INGREDIENTS`, or make your own:
-
-    suite = nano_suite()
+    suite = read_suite("nano")
     mine = Variant("no-clipping", {"training.gradient_clip": 0.0}, "Gradients are not clipped.")
     suite = dataclasses.replace(suite, variants=(*suite.variants, mine))
 """
@@ -16,11 +15,11 @@ To add a variant, add a line to `INGREDIENTS`, or make your own:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from strata.config import Config
-from strata.presets import GPT3_RECIPE
 
 Changes = Mapping[str, object]
 
@@ -30,12 +29,14 @@ class Variant:
     """A recipe as a difference from the base.
 
     `name` becomes part of a folder's name; `changes` maps dotted field names to values as
-    `Config.override` takes them; `description` is one sentence for the table.
+    `Config.override` takes them; `description` is one sentence for the table. `recipe` is given
+    for runs of a scaling law: the variant that this is one of at another size or length.
     """
 
     name: str
     changes: Changes
     description: str
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.@=+-]*", self.name) or "-seed" in self.name:
@@ -54,16 +55,20 @@ class Variant:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search over one field for one variant, before its runs: each value once, the best kept.
+    """Values of one field, tried for one variant before its runs: each once, the best kept.
 
-    It is made at the suite's full length with a seed that the reported runs do not use, so that
-    the choice does not flatter the result. `field` is a dotted name.
+    They are tried with a seed that the reported runs do not use, so that the choice does not
+    flatter the result, and for as many updates as the suite's runs, or for `steps`. `field` is a
+    dotted name. `also` are patterns of names: variants that take the value chosen too, each where
+    it had the same value as `variant` before.
     """
 
     variant: str
     field: str
     values: tuple[float, ...]
     seed: int = 1_000
+    steps: int = 0
+    also: tuple[str, ...] = ()
 
     def trials(self, variant: Variant) -> list[Variant]:
         """One variant a value, named for its folder: `gpt3@learning_rate=0.003`."""
@@ -77,10 +82,44 @@ class Tuning:
             for value in self.values
         ]
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Dotted names of what is chosen."""
+        return (self.field,)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search over any fields for one variant before its runs, as `strata tune` makes it.
+
+    `space` says what to try, by dotted name, as `strata/ablations/search.py` reads it; `trials`
+    are made in all. The rest is as for `Tuning`.
+    """
+
+    variant: str
+    space: Mapping[str, str]
+    trials: int
+    seed: int = 1_000
+    steps: int = 0
+    also: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Dotted names of what is chosen."""
+        return tuple(self.space)
+
+    @property
+    def folder_name(self) -> str:
+        """Where its trials lie in the suite's folder."""
+        return f"search-{self.variant}"
+
 
 @dataclass(frozen=True)
 class Suite:
     """One experiment. The first variant is the one that all others are compared with.
+
+    `scaling` are runs of other sizes and lengths, made once, with the first seed; `left_out` says
+    which the file asked for in vain.
 
     Raises ValueError, before anything runs, when two variants share a name, a tuning names none
     of them, or a configuration is not valid.
@@ -90,25 +129,18 @@ class Suite:
     base: Config
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
-    tunings: tuple[Tuning, ...] = ()
-    scaling: tuple[Variant, ...] = ()  # run once, with the first seed
+    tunings: tuple[Tuning | Search, ...] = ()
+    scaling: tuple[Variant, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds:
             raise ValueError(f"suite {self.name!r} needs at least one variant and one seed")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"suite {self.name!r} repeats a seed: {self.seeds}")
-        for tuning in self.tunings:
-            if not tuning.values:
-                raise ValueError(f"the tuning of {tuning.variant!r} has no values to try")
-            if tuning.seed in self.seeds:
-                raise ValueError(
-                    f"the tuning of {tuning.variant!r} uses seed {tuning.seed}, which is also "
-                    "reported; take another"
-                )
         everything = [*self.variants, *self.scaling]
         for tuning in self.tunings:
-            everything += tuning.trials(self.variant(tuning.variant))
+            everything += self._check_tuning(tuning)
         names = [variant.name for variant in everything]
         for name in names:
             if names.count(name) > 1:
@@ -129,134 +161,40 @@ class Suite:
             + ", ".join(variant.name for variant in self.variants)
         )
 
+    def named(self, patterns: Sequence[str]) -> set[str]:
+        """The names of variants, scaling runs included, that fit any of some patterns: `gpt3+*`.
 
-# ------------------------------------------------------------------------------ the recipes
+        Raises ValueError for a pattern that none fits.
+        """
+        names = [variant.name for variant in (*self.variants, *self.scaling)]
+        found = set()
+        for pattern in patterns:
+            if not (fitting := {name for name in names if fnmatchcase(name, pattern)}):
+                self.variant(pattern)  # says that there is none, and which there are
+            found |= fitting
+        return found
 
-STRATA = Variant("strata", {}, "The full Strata recipe.")
+    def _check_tuning(self, tuning: Tuning | Search) -> list[Variant]:
+        """The trials of a tuning that are known beforehand, if nothing is wrong with it."""
+        variant, what = self.variant(tuning.variant), f"the tuning of {tuning.variant!r}"
+        self.named(tuning.also)
+        if tuning.seed in self.seeds:
+            raise ValueError(
+                f"{what} uses seed {tuning.seed}, which is also reported; take another"
+            )
+        others = [one for one in self.tunings if one is not tuning and one.variant == variant.name]
+        if isinstance(tuning, Tuning):
+            if not tuning.values:
+                raise ValueError(f"{what} has no values to try")
+            return tuning.trials(variant)
+        if others:
+            raise ValueError(f"{what} is a search; put all its fields into one")
+        if tuning.trials < 1:
+            raise ValueError(f"{what}: trials = {tuning.trials}: expected at least 1")
+        from strata.ablations.search import parse_search  # needs Optuna, as suites seldom do
 
-# Everything at once; `strata/presets.py` lists the fields with their sources. Steps, batch,
-# warm-up, sizes and data stay those of the base, so the bodies are of one size.
-GPT3 = Variant("gpt3", GPT3_RECIPE, "GPT-3's recipe at the same body size.")
-
-# The full recipe with one ingredient put back to what GPT-3 has in its place.
-INGREDIENTS: tuple[Variant, ...] = (
-    Variant("adamw", {"optimizer.name": "adamw"}, "AdamW instead of Muon for the matrices."),
-    Variant(
-        "plain-muon",
-        {"optimizer.normalise_rows": False},
-        "The rows of Muon's updates are not evened out.",
-    ),
-    Variant("beta2-0.95", {"optimizer.beta2": 0.95}, "AdamW forgets squares as fast as GPT-3's."),
-    Variant(
-        "learned-positions",
-        {"model.positions": "learned"},
-        "Learned position embeddings instead of rotary ones.",
-    ),
-    Variant("gelu", {"model.activation": "gelu"}, "GELU instead of squared ReLU."),
-    Variant("layernorm", {"model.norm": "layernorm"}, "LayerNorm instead of RMSNorm."),
-    Variant("no-qk-norm", {"model.qk_norm": False}, "Queries and keys are not normalised."),
-    Variant(
-        "no-zero-init",
-        {"model.zero_init_projections": False},
-        "Every matrix starts as GPT-2's does, none at zero.",
-    ),
-    Variant(
-        "no-residual-scalars",
-        {"model.residual_scalars": False},
-        "No normalised embedding mixed into the stream at every block.",
-    ),
-    Variant("no-softcap", {"model.logit_softcap": 0.0}, "Logits are not capped."),
-)
-UNTIED = Variant("untied-head", {"model.tie_embeddings": False}, "A head of its own.")
-TIED = Variant("tied-head", {"model.tie_embeddings": True}, "The embedding is the head.")
-
-
-def leave_one_out(base: Config) -> tuple[Variant, ...]:
-    """The base without each of its ingredients, and with the head tied or untied the other way."""
-    return (*INGREDIENTS, UNTIED if base.model.tie_embeddings else TIED)
-
-
-# -------------------------------------------------------------------------- the workbook's suite
-
-
-NANO_STEPS = 150  # updates of a run
-
-
-def nano_suite(base: Config | None = None) -> Suite:
-    """The suite of the `nano` workbook, for two cores and two to three minutes. The arithmetic:
-
-    A run: 2 layers, width 96, vocabulary 1,024, context 128. Weights in matrix products
-    12 · 2 · 96² + 1,024 · 96 = 319k, six operations each: 1.9 MFLOP a token; attention
-    12 · 2 · 96 · 128 = 0.3; together 2.2 MFLOP. 150 updates of 2 × 128 tokens are 38k tokens and
-    0.085 TFLOP; ten validations of 4k tokens, forward alone, add a third.
-
-    Runs: 13 variants × 3 seeds, 4 + 3 trials for the rates of the AdamW recipes, and for the
-    scaling law 3 widths × 3 lengths but the one that the base is already: 8 runs of about half
-    the work. In all 50 times 0.11 TFLOP = 5.5 TFLOP. Matrices this small reach some 20 GFLOP/s on a
-    core, so two cores, one run on each, take about 140 seconds.
-
-    Small batches, because updates are what the GPT-3 recipe lacks here: with twice the batch and
-    half the updates it ended where a unigram model does, at every rate tried. Even so, this is
-    the very beginning of learning; what it says of recipes holds there and has to be measured
-    again at scale.
-
-    `base` lends its data and device; sizes, lengths and rates are those of the suite.
-    """
-    changes: dict[str, object] = {
-        "model.n_layers": 2,
-        "model.n_heads": 3,
-        "model.width": 96,
-        "model.head_dim": 0,
-        "model.vocab_size": 1_024,
-        "model.context_length": 128,
-        "training.max_steps": NANO_STEPS,
-        "training.warmup_steps": NANO_STEPS // 10,
-        "training.batch_size": 2,
-        "training.micro_batch_size": 0,
-        "training.validate_every": NANO_STEPS // 10,
-        "training.validation_sequences": 32,
-        "training.checkpoint_every": 0,  # a run of seconds is sooner begun again
-        "training.sample_every": 0,
-        "training.threads": 1,
-    }
-    base = (base or Config.preset("nano")).override(changes)
-    return Suite(
-        name="nano",
-        base=base,
-        variants=(STRATA, GPT3, *leave_one_out(base)),
-        seeds=(0, 1, 2),
-        tunings=(
-            Tuning("gpt3", "optimizer.learning_rate", (1e-3, 2e-3, 4e-3, 8e-3)),
-            Tuning("adamw", "optimizer.learning_rate", (1e-3, 3e-3, 1e-2)),
-        ),
-        scaling=scaling_grid(base, widths=(64, 96, 128), shares=(0.25, 0.5, 1.0)),
-    )
-
-
-def scaling_grid(
-    base: Config, widths: tuple[int, ...], shares: tuple[float, ...]
-) -> tuple[Variant, ...]:
-    """Every width with every share of the base's steps, the base itself left out.
-
-    Heads keep their width, so their number follows; warm-up and validations keep their place in
-    the run. Each length is a run of its own, with its own decay of the rate, as Hoffmann et al.
-    (2022, section 3.1) found necessary: the middle of a longer run stands above the end of a
-    shorter one.
-    """
-    head, steps = base.model.head_size, base.training.max_steps
-    grid = []
-    for width in widths:
-        for share in shares:
-            if (width, share) == (base.model.width, 1.0):
-                continue
-            changes = {
-                "model.width": width,
-                "model.n_heads": width // head,
-                "training.max_steps": round(share * steps),
-                "training.warmup_steps": round(share * base.training.warmup_steps),
-                "training.validate_every": max(1, round(share * base.training.validate_every)),
-            }
-            name = f"width{width}-steps{changes['training.max_steps']}"
-            description = f"Width {width}, {share:.0%} of the steps."
-            grid.append(Variant(name, changes, description))
-    return tuple(grid)
+        try:
+            parse_search(tuning.space, variant.apply(self.base, tuning.seed))
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+        return []

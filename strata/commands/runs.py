@@ -4,9 +4,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from strata.commands import Run, load_tokenizer, open_corpus, print_table
 from strata.config import Config
@@ -230,98 +230,6 @@ def _print_scores(
     header, rows = evaluation.gpt3_table(results, **precision)
     if rows:
         print_table("beside GPT-3", header, rows)
-
-
-def ablate(
-    corpus: Spec = "installed", seeds: tuple[int, ...] = (0, 1, 2), output: Path | None = None
-) -> None:
-    """Train the nano suite: Strata's recipe, GPT-3's, and Strata's without each ingredient.
-
-    Example: strata ablate --seeds 0 1 2 3 4 --output runs/five-seeds
-
-    Args:
-        seeds: Every variant is trained once with each; runs that are there already are kept.
-        output: The folder of the suite's runs; runs/nano/ablations if it is not given.
-    """
-    import dataclasses
-
-    from strata import ablations
-    from strata.data import absolute_spec
-    from strata.workbook import default_run_dir
-
-    base = Config.preset("nano").override({"data.corpus": absolute_spec(corpus)})
-    suite = ablations.nano_suite(base)
-    folder = default_run_dir("nano") / "ablations" if output is None else output
-    runs = ablations.run_suite(dataclasses.replace(suite, seeds=seeds), folder)
-    names = [variant.name for variant in suite.variants]
-    rows = [
-        [
-            found.variant,
-            f"{found.mean.estimate:.3f}",
-            f"{found.difference.estimate:+.3f}",
-            f"[{found.difference.low:+.3f}, {found.difference.high:+.3f}]",
-            f"{found.p_adjusted:.3f}",
-        ]
-        for found in ablations.compare(ablations.final_losses(runs, names), names[0])
-    ]
-    header = ["variant", "bits per byte", "difference", "interval", "p (Holm)"]
-    print_table(suite.name, header, rows)
-    print(f"runs: {folder}")
-
-
-def tune(
-    preset: Positional[str],
-    search: Annotated[tuple[str, ...], UseAppendAction],
-    config: Everything,
-    trials: int = 20,
-    workers: int = 1,
-    pruning: Literal["median", "halving", "none"] = "median",
-    seed: int = 0,
-    seeds: tuple[int, ...] = (),
-    output: Path | None = None,
-) -> None:
-    """Search for the best values of any fields; the same command continues a search.
-
-    Example: strata tune nano --search optimizer.learning-rate=log:0.001:0.1
-    --search model.n-layers=2:6 --search optimizer.name=muon,adamw --trials 40 --workers 2
-
-    Args:
-        preset: A named configuration or a config.toml to search around; its other fields are
-            options too, as in strata train.
-        search: FIELD=LOW:HIGH, FIELD=LOW:HIGH:STEP, FIELD=log:LOW:HIGH or FIELD=A,B,C.
-        trials: How many, in all.
-        workers: Trials side by side.
-        pruning: Which to stop early: those worse than the median of the earlier ones, those that
-            fall behind in successive halving, or none.
-        seed: Of the search.
-        seeds: Train each trial once with each, and take the mean.
-        output: The folder of the search; runs/tune-PRESET if it is not given.
-    """
-    from strata.ablations.search import split_search
-    from strata.ablations.tuning import tune as run_search
-    from strata.data import absolute_spec
-    from strata.workbook import default_run_dir
-
-    if output is None and preset.endswith(".toml"):
-        raise ValueError("tune where? Name a preset, or give --output")
-    folder = default_run_dir(f"tune-{preset}") if output is None else output
-    study = run_search(
-        config.override({"data.corpus": absolute_spec(config.data.corpus)}),
-        split_search(search),
-        folder,
-        trials=trials,
-        workers=workers,
-        pruning=pruning,
-        seed=seed,
-        seeds=seeds,
-    )
-    best = [[name, f"{value}"] for name, value in study.best_params.items()]
-    print_table(
-        f"best of {len(study.trials)}: trial {study.best_trial.number}",
-        ["field", "value"],
-        [*best, ["bits per byte", f"{study.best_value:.3f}"]],
-    )
-    print(f"configuration: {folder / 'best.toml'}")
 
 
 def workbook(
