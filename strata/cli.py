@@ -116,9 +116,7 @@ def _starting_configuration(command: str, *arguments: str) -> Config:
     if arguments and not arguments[0].startswith("-"):
         name = arguments[0]
         if command == "ablate":
-            from strata.ablations import read_suite  # slow to load, and no other command's
-
-            return read_suite(name).base
+            return experiments.base_of(name)
         return Config.load(name) if name.endswith(".toml") else Config.preset(name)
     if command == "ablate":
         if arguments and not {"-h", "--help"} & set(arguments):

@@ -7,9 +7,17 @@ from tyro.conf import Positional, UseAppendAction
 
 from strata.commands import print_table
 from strata.commands.runs import Everything
+from strata.config import Config
 
 if TYPE_CHECKING:
     from strata.ablations import RunSummary, Suite
+
+
+def base_of(suite: str) -> Config:
+    """The configuration that a suite's variants are differences from."""
+    from strata.ablations import read_suite
+
+    return read_suite(suite).base
 
 
 def ablate(
