@@ -19,6 +19,7 @@ matplotlib.use("agg")
 HAS_LATEX = all(shutil.which(tool) for tool in ("latexmk", "pdflatex", "bibtex"))
 needs_latex = pytest.mark.skipif(not HAS_LATEX, reason="LaTeX is not installed")
 
+ARTICLE_DIR = Path(__file__).parents[1] / "paper"
 ARTICLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}\usepackage{textcomp,graphicx,booktabs,tabularx}
 \graphicspath{{../figures/}}
@@ -165,6 +166,16 @@ def test_lines_differ_in_more_than_colour() -> None:
     with paper.figure_style():
         styles = [str(style["linestyle"]) for style in matplotlib.rcParams["axes.prop_cycle"]]
     assert len(set(styles)) == len(styles)
+
+
+def test_figures_are_as_wide_as_the_columns_of_the_article() -> None:
+    style = (ARTICLE_DIR / "strata.sty").read_text()
+    text = re.search(r"textwidth=([\d.]+)in", style)
+    half = re.search(r"\\setlength\{\\halfwidth\}\{([\d.]+)in\}", style)
+    assert text is not None
+    assert half is not None
+    assert (float(text[1]), float(half[1])) == (paper.FULL[0], paper.HALF[0])
+    assert 2 * paper.HALF[0] < paper.FULL[0]
 
 
 # --- numbers and text ----------------------------------------------------------------------------
@@ -341,7 +352,11 @@ def test_a_draft_with_any_text_becomes_a_pdf(run: Path, root: Path) -> None:
     paper.record_table("scores", ["Na_me", "x"], [[printable, 1.5], ["b & c", None]], "95 % of it")
     paper.save_figure(a_figure(), "curve")
     body = r"\runSample{} \runMachine{} \includegraphics{curve} \input{tables/scores}"
-    write_article(root / "paper", body)
+    write_article(root / "paper", rf"\setlength{{\parindent}}{{\halfwidth}} {body}")
+    tex = root / "paper" / "strata.tex"
+    styled = tex.read_text().replace(r"\input{numbers}", r"\usepackage{strata}\input{numbers}")
+    tex.write_text(styled)
+    shutil.copy(ARTICLE_DIR / "strata.sty", root / "paper")
     built = paper.draft(run, root / "paper")
     assert built == run / "paper" / "strata.pdf"
     assert built.read_bytes().startswith(b"%PDF")
@@ -367,9 +382,9 @@ def test_what_is_undefined_stops_the_build_with_the_reason(
 
 
 def test_every_citation_of_the_article_has_its_entry_and_every_entry_is_cited() -> None:
-    folder = Path(__file__).parents[1] / "paper"
-    article = (folder / "strata.tex").read_text(encoding="utf-8")
-    entries = re.findall(r"^@\w+\{(\w+),", (folder / "references.bib").read_text(), re.MULTILINE)
+    article = (ARTICLE_DIR / "strata.tex").read_text(encoding="utf-8")
+    bibliography = (ARTICLE_DIR / "references.bib").read_text()
+    entries = re.findall(r"^@\w+\{(\w+),", bibliography, re.MULTILINE)
     cited = {
         key.strip()
         for keys in re.findall(r"\\cite\w*(?:\[[^]]*\])*\{([^}]*)\}", article)

@@ -49,9 +49,10 @@ def publish(run_dir: str | Path, root: str | Path) -> list[Path]:
 def draft(run_dir: str | Path, source: str | Path | None = None) -> Path | None:
     """Build the paper of a run inside the run, as `run_dir/paper/strata.pdf`.
 
-    `source` is the folder that holds `strata.tex` and `references.bib`; by default `paper/` of the
-    repository that this package is installed from. No tracked file changes. Returns the PDF's path,
-    or None where LaTeX is not installed. Raises as `publish` and `build_pdf` do.
+    `source` is the folder that holds `strata.tex`, its style and its references; by default
+    `paper/` of the repository that this package is installed from. No tracked file changes.
+    Returns the PDF's path, or None where LaTeX is not installed. Raises as `publish` and
+    `build_pdf` do.
     """
     run = Path(run_dir)
     source = Path(source) if source else Path(__file__).resolve().parents[2] / "paper"
@@ -59,8 +60,8 @@ def draft(run_dir: str | Path, source: str | Path | None = None) -> Path | None:
     _check_complete(source / "strata.tex", run, results)
     folder = run / "paper"
     _write_numbers_and_tables(results, _provenance(run), folder)
-    for name in ("strata.tex", "references.bib"):
-        write_whole(folder / name, (source / name).read_bytes())
+    for path in [source / "strata.tex", *source.glob("*.sty"), *source.glob("*.bib")]:
+        write_whole(folder / path.name, path.read_bytes())
     built = build_pdf(folder, folder / "build")
     return write_whole(folder / "strata.pdf", built.read_bytes()) if built else None
 
