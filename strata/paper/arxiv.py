@@ -37,11 +37,11 @@ def bundle(root: str | Path) -> tuple[Path, bool]:
     """
     root = Path(root)
     folder = root / "paper"
-    if outdated := list(stale(folder)):
-        raise ValueError("\n".join(map(str, outdated)))
     opening = (folder / "strata.tex").read_text(encoding="utf-8").splitlines()[:5]
     if not any(line.startswith(r"\pdfoutput=1") for line in opening):
         raise ValueError(f"{folder / 'strata.tex'} must say \\pdfoutput=1 in its first five lines")
+    if outdated := list(stale(folder)):
+        raise ValueError("\n".join(map(str, outdated)))
     files = [name for name in sources(folder) if not name.endswith(".bib")] + ["strata.bbl"]
     content = _archive({in_build(name): folder / name for name in files})
     if len(content) > _LARGEST:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from strata.paper.article import Place, sources
@@ -111,14 +112,16 @@ def log_warnings(log: str) -> Iterator[tuple[Place, str]]:
     """
     open_files = ["strata.tex"]
     quoting = False  # TeX quotes what is in a bad box, parentheses and all, up to an empty line
-    for line in log.splitlines():
+    lines = log.splitlines()
+    for i, line in enumerate(lines):
         if not line:
             quoting = False
         box = re.match(r"(?:Over|Under)full \\[hv]box \((?:([\d.]+)pt too (\w+)|badness)", line)
         warning = re.match(r"(?:LaTeX(?: Font)?|Package [\w-]+|pdfTeX) [Ww]arning[:\s].*", line)
         if box or warning:
             quoting = True
-            number = re.search(r"(?:at lines?|on input line) (\d+)", line)
+            more = takewhile(lambda near: near.startswith("("), lines[i + 1 :])  # "(Font)   using"
+            number = re.search(r"(?:at lines?|on input line) (\d+)", " ".join([line, *more]))
             place = Place(open_files[-1], int(number[1]) if number else 0)
             if warning:
                 yield place, line.strip()

@@ -13,6 +13,7 @@ the typesetting a build in a temporary folder: warnings of LaTeX, boxes that sti
 
 import contextlib
 import io
+import json
 import re
 import tempfile
 from collections import Counter
@@ -32,7 +33,7 @@ from strata.paper.article import (
 from strata.paper.building import build_pdf, log_warnings
 from strata.paper.generated import Record, generated_files, record_of
 from strata.paper.publishing import STAMP, read_record
-from strata.paper.results import source_of
+from strata.paper.results import json_bytes, source_of
 from strata.storage import sha256_of
 
 
@@ -161,7 +162,7 @@ def _record(article: Article, record: Record, root: Path) -> Iterator[Finding]:
 
 def _run(record: Record, run: Path) -> Iterator[Finding]:
     """What a run has recorded since, or otherwise than, what was published."""
-    newer = record_of(run)
+    newer: Record = json.loads(json_bytes(record_of(run)))  # as it would be read back
     if newer["run"] != record["run"]:
         yield _at(RECORD, 0, f"what is published does not come from {run}, as it is now")
     for kind in ("values", "tables", "figures"):
