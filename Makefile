@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint paper lab clean help
+.PHONY: run test lint paper publish lab clean help
 
 run: $(READY)  ## the whole workbook, then the draft of the paper, in RUN (runs/nano)
 	@$(BIN)/strata workbook --preset $(PRESET) --output $(RUN)
@@ -25,7 +25,10 @@ lint: $(READY)  ## ruff and mypy, changing nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-paper: $(READY)  ## publish RUN into figures/ and paper/, and build the PDF
+paper: $(READY)  ## the paper's PDF, from the results that are stored in the repository
+	@$(BIN)/strata paper
+
+publish: $(READY)  ## publish RUN into figures/ and paper/, and build the PDF
 	@$(BIN)/strata paper $(RUN)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
@@ -35,7 +38,7 @@ clean:  ## caches and build leftovers; runs/ and the environment stay
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find strata tests tools notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	@find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} + 2>/dev/null || true
-	@rm -f $(addprefix paper/*.,aux bbl blg fdb_latexmk fls log out)
+	@rm -f $(addprefix paper/*.,aux blg fdb_latexmk fls log out)
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [PRESET=nano] [RUN=runs/nano]"

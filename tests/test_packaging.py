@@ -68,7 +68,9 @@ def test_conda_installs_the_same_packages_on_the_same_pythons() -> None:
     assert {line for line in wanted if isinstance(line, str)} == {python, "pip"}
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lint", "paper", "lab", "clean", "help"])
+@pytest.mark.parametrize(
+    "target", ["run", "test", "lint", "paper", "publish", "lab", "clean", "help"]
+)
 def test_make_has_the_target(target: str) -> None:
     shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

@@ -247,23 +247,48 @@ def workbook(
     run_workbook(preset, corpus, output)
 
 
-def paper(run: Run, draft: bool = False) -> None:
+def paper(
+    run: Positional[Path | None] = None,
+    draft: bool = False,
+    check: bool = False,
+    arxiv: bool = False,
+) -> None:
     """Publish a run's figures, numbers and tables into figures/ and paper/, and build the PDF.
 
     Example: strata paper runs/nano
 
+    Without a run it is built again from what is published, in seconds: strata paper
+
     Args:
+        run: The folder of the run to publish, to draft, or to compare with what is published.
         draft: Build inside the run folder instead, and change no tracked file.
+        check: Build nothing, but list what is wrong with the article as it is: typed numbers,
+            results that are not those of their run, dangling references, boxes that stick out.
+        arxiv: Pack the sources for arXiv, and build them with pdfLaTeX alone in an empty folder.
     """
     from strata import paper as article
     from strata.workbook import REPOSITORY
 
-    if draft:
+    if draft + check + arxiv > 1 or (draft and run is None) or (arxiv and run is not None):
+        raise ValueError("expected one of: strata paper, strata paper RUN, strata paper RUN "
+                         "--draft, strata paper [RUN] --check, strata paper --arxiv")  # fmt: skip
+    if check:
+        found, remark = article.check(REPOSITORY, run)
+        print("\n".join(map(str, found)) or f"nothing to mend: {REPOSITORY / 'paper'}")
+        if remark:
+            print(remark, file=sys.stderr)
+        raise SystemExit(1 if found else 0)
+    if arxiv:
+        archive, same = article.bundle(REPOSITORY)
+        print(f"arXiv: {archive}, {archive.stat().st_size:,} bytes; pdfLaTeX alone makes the same "
+              f"PDF of it as paper/strata.pdf{'' if same else ', but for its bytes'}")  # fmt: skip
+        return
+    if draft and run is not None:
         built = article.draft(run)
     else:
-        written = article.publish(run, REPOSITORY)
+        written = article.republish(REPOSITORY) if run is None else article.publish(run, REPOSITORY)
         print(f"{len(written)} files: {REPOSITORY / 'figures'}, {REPOSITORY / 'paper'}")
-        built = article.build_pdf(REPOSITORY / "paper", REPOSITORY / "build" / "paper")
+        built = article.build_article(REPOSITORY)
     if built is not None:
         print(f"paper: {built}")
 

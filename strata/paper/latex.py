@@ -1,19 +1,13 @@
-"""LaTeX for the paper: recorded results as text that people and TeX read alike, and the build.
+"""LaTeX for the paper: recorded results as text that people and TeX read alike.
 
 A result has one text, plain Unicode with its digits and unit (`number_text`, `value_text`,
 `table_texts`): notebooks show it as it is, and `escape` turns it into LaTeX that prints the same,
 so that no number is rounded in two places. `block` and `table` do this for samples of several
-lines and for tables. `build_pdf` runs LaTeX and turns its log into the lines that say what is
-wrong. A notebook has no need of this module.
+lines and for tables. A notebook has no need of this module.
 """
 
 import math
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 # What a result or a table's cell may be: text, a number, (value, low, high), or nothing.
 Plain = str | int | float | tuple[float, float, float] | None
@@ -183,7 +177,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Plain]], caption: str, 
         for i, right in enumerate(numeric)
     ]
     environment, width = ("tabularx", r"{\linewidth}") if "X" in columns else ("tabular", "")
-    lines = [rf"\begin{{{environment}}}{width}{{{''.join(columns)}}}", r"\toprule"]
+    lines = [rf"\begin{{{environment}}}{width}{{@{{}}{''.join(columns)}@{{}}}}", r"\toprule"]
     lines.append(" & ".join(map(escape, header)) + r" \\")
     lines.append(r"\midrule")
     lines += [" & ".join(map(escape, row)) + r" \\" for row in texts]
@@ -192,68 +186,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Plain]], caption: str, 
         note = r"\begin{minipage}{0.94\linewidth}\footnotesize "
         lines += ["", r"\medskip", note + escape(caption) + r"\end{minipage}"]
     return "\n".join(lines) + "\n"
-
-
-# --- The build -----------------------------------------------------------------------------------
-
-_HINT = """\
-The paper's PDF was not built: {reason}.
-  Debian, Ubuntu:  sudo apt-get install --no-install-recommends latexmk \\
-                     texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended
-  macOS:           brew install --cask mactex-no-gui
-Its text, numbers and tables are in {folder}."""
-
-
-def build_pdf(paper_dir: str | Path, out_dir: str | Path) -> Path | None:
-    """Build `paper_dir/strata.tex` into `out_dir/strata.pdf` with latexmk and pdfLaTeX.
-
-    Figures are found in `paper_dir/../figures/`. Returns the PDF's path; where LaTeX is missing or
-    lacks a package, prints how to get it and returns None, so that a run is not lost for it.
-
-    Raises:
-        FileNotFoundError: when there is no `strata.tex`.
-        RuntimeError: with the lines of the log that say why, for any LaTeX error (an undefined
-            macro, a missing figure) and for an undefined citation or reference.
-    """
-    folder, out = Path(paper_dir).resolve(), Path(out_dir).resolve()
-    if not (folder / "strata.tex").is_file():
-        raise FileNotFoundError(f"no paper to build: {folder / 'strata.tex'} does not exist")
-    for tool in ("latexmk", "pdflatex", "bibtex"):
-        if shutil.which(tool) is None:
-            print(_HINT.format(reason=f"{tool} is not installed", folder=folder))
-            return None
-    out.mkdir(parents=True, exist_ok=True)
-    command = ["latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error"]
-    finished = subprocess.run(
-        [*command, "-file-line-error", f"-outdir={out}", "strata.tex"],
-        cwd=folder,
-        env={**os.environ, "max_print_line": "1000"},  # unwrapped log lines, to be searched
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=300,
-    )
-    log_path = out / "strata.log"
-    log = log_path.read_text(errors="replace") if log_path.exists() else finished.stdout
-    if missing := re.search(r"File `([^']+\.(?:sty|cls|fd|tfm))' not found", log):
-        print(_HINT.format(reason=f"LaTeX lacks {missing[1]}", folder=folder))
-        return None
-    reasons = _log_errors(log)
-    if not reasons and finished.returncode != 0:
-        reasons = finished.stdout.splitlines()[-15:]
-    if reasons:
-        raise RuntimeError(f"the paper does not build (see {log_path}):\n" + "\n".join(reasons))
-    return out / "strata.pdf"
-
-
-def _log_errors(log: str) -> list[str]:
-    """The lines of a LaTeX log that say what is wrong, each with the line of source it quotes."""
-    lines = log.splitlines()
-    found = []
-    for i, line in enumerate(lines):
-        if re.match(r"!|[\w./-]+\.(?:tex|bbl):\d+: ", line):
-            found.append(line)
-            found += [near for near in lines[i + 1 : i + 8] if near.startswith("l.")][:1]
-        elif re.search(r"Warning: (?:Citation|Reference) .*undefined", line):
-            found.append(line)
-    return list(dict.fromkeys(found))

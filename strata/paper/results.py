@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,34 @@ from matplotlib.figure import Figure
 
 from strata.paper import latex
 from strata.paper.latex import Plain
-from strata.storage import write_whole
+from strata.storage import sha256_of, write_whole
+
+REPOSITORY = Path(__file__).resolve().parents[2]  # where the article and its figures are published
 
 Entry = dict[str, Any]  # one result as values.json holds it
 Results = dict[str, dict[str, Entry]]  # values, tables and figures, by name
 Cell = str | float | Sequence[float] | None  # a sequence is (value, low, high)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a result comes from: the run that records it or, if it names one, something stored."""
+
+    name: str  # "run nano", or what was stored: "suite micro"
+    commits: tuple[str, ...]  # of the code that computed it, each once
+    configuration: str  # hash of the configuration, or of the suite's
+    date: str  # the day it began, so that what is published twice gives the same files
+    dirty: bool = False  # whether files differed from the commit
+    file: str = ""  # what was stored, as a path from the repository's root
+    sha256: str = ""  # of that file when the result was computed from it
+
+    def __str__(self) -> str:
+        changed = " with uncommitted changes" if self.dirty else ""
+        place = f" in {self.file}" if self.file else ""
+        return (
+            f"{self.name}{place}, commit {' '.join(self.commits)}{changed}, "
+            f"configuration {self.configuration}, {self.date}"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,7 @@ class Value:
     digits: int  # significant digits of a float; integers are written whole
     text: str  # as people read it, unit included
     chapter: str  # the notebook that recorded it
+    source: Source | None = None  # where it comes from, if not from the run
 
 
 _run: tuple[Path, str] | None = None  # the chapter's run folder, and the chapter's name
@@ -53,13 +77,47 @@ def use_run(run_dir: str | Path, chapter: str = "") -> Path:
     return path
 
 
+def stored_source(
+    file: str | Path,
+    name: str,
+    commits: Sequence[str],
+    configuration: str,
+    date: str,
+    dirty: bool = False,
+) -> Source:
+    """The source of results that are computed from a stored file, as that file is now.
+
+    `file` lies in the repository (`paper/runs/micro.jsonl`; a relative path counts from its root).
+    Its SHA-256 is kept with each result, so that a result older than its file can be told.
+
+    Raises FileNotFoundError without the file, ValueError where it is outside the repository.
+    """
+    path = (REPOSITORY / file).resolve()
+    if not path.is_relative_to(REPOSITORY):
+        raise ValueError(f"{path} lies outside {REPOSITORY}: no reader of the paper would have it")
+    return Source(
+        name=name,
+        commits=tuple(dict.fromkeys(commits)),
+        configuration=configuration,
+        date=date,
+        dirty=dirty,
+        file=path.relative_to(REPOSITORY).as_posix(),
+        sha256=sha256_of(path),
+    )
+
+
 def record(
-    name: str, value: float | str | Sequence[float], unit: str = "", digits: int = 3
+    name: str,
+    value: float | str | Sequence[float],
+    unit: str = "",
+    digits: int = 3,
+    source: Source | None = None,
 ) -> None:
     """Keep one result for the paper: a number, a string, or an interval (value, low, high).
 
     `unit` is written after the number (`"%"` and `"×"` close up, others take a thin space).
-    Recording a name again replaces it.
+    `source` is where the value comes from when that is not the run. Recording a name again
+    replaces it.
 
     Raises RuntimeError before `use_run`; ValueError for a bad name, a value that is not a number
     (NaN included), or an interval whose low end is above its high end.
@@ -80,6 +138,7 @@ def record(
             "digits": digits,
             "text": latex.value_text(middle, unit, digits),
         },
+        source,
     )
 
 
@@ -89,6 +148,7 @@ def record_table(
     rows: Sequence[Sequence[Cell]],
     caption: str = "",
     digits: int = 3,
+    source: Source | None = None,
 ) -> None:
     """Keep one table for the paper. A cell is text, a number, (value, low, high), or None.
 
@@ -108,6 +168,7 @@ def record_table(
             "caption": caption,
             "digits": digits,
         },
+        source,
     )
 
 
@@ -115,7 +176,10 @@ def read_values(run_dir: str | Path) -> dict[str, Value]:
     """The values recorded in a run, by name. Raises FileNotFoundError when it recorded nothing."""
     entries = read_results(Path(run_dir))["values"]
     return {
-        name: Value(**{key: from_json(part) for key, part in entry.items()})
+        name: Value(
+            **{key: from_json(part) for key, part in entry.items() if key != "source"},
+            source=source_of(entry),
+        )
         for name, entry in entries.items()
     }
 
@@ -145,11 +209,12 @@ def show_table(
     display({"text/html": "\n".join([*lines, "</table>"])}, raw=True)  # type: ignore[no-untyped-call]
 
 
-def save_figure(fig: Figure, name: str, claim: str = "") -> Path:
+def save_figure(fig: Figure, name: str, claim: str = "", source: Source | None = None) -> Path:
     """Save a figure in the run as `figures/<name>.pdf` and `.png`; returns the PDF's path.
 
     The same figure gives the same bytes: neither file holds a date. `claim` is what the figure
-    shows, in one sentence; it becomes the PDF's title and is kept beside the figure.
+    shows, in one sentence; it becomes the PDF's title and is kept beside the figure. `source` is
+    where its numbers come from when that is not the run.
 
     Raises RuntimeError before `use_run`, ValueError for a name that is not `snake_case`.
     """
@@ -162,7 +227,7 @@ def save_figure(fig: Figure, name: str, claim: str = "") -> Path:
         with mpl.rc_context({"pdf.fonttype": 42}):
             fig.savefig(buffer, format=suffix, metadata=metadata, dpi=dots)
         write_whole(run_dir / "figures" / f"{name}.{suffix}", buffer.getvalue())
-    _store("figures", name, {"claim": claim})
+    _store("figures", name, {"claim": claim}, source)
     return run_dir / "figures" / f"{name}.pdf"
 
 
@@ -231,13 +296,22 @@ def read_results(run: Path) -> Results:
     return results
 
 
-def _store(kind: str, name: str, entry: Entry) -> None:
+def source_of(entry: Entry) -> Source | None:
+    """The source that an entry names, or None where it is the run's own."""
+    if "source" not in entry:
+        return None
+    return Source(**{**entry["source"], "commits": tuple(entry["source"]["commits"])})
+
+
+def _store(kind: str, name: str, entry: Entry, source: Source | None) -> None:
     assert _run is not None  # _check_name came first
     run, chapter = _run
     results: Results = {"values": {}, "tables": {}, "figures": {}}
     if (run / "values.json").exists():
         results = read_results(run)
     results[kind][name] = {**entry, "chapter": chapter}
+    if source is not None:
+        results[kind][name]["source"] = asdict(source)
     write_whole(run / "values.json", json_bytes(results))
 
 

@@ -24,8 +24,8 @@ STRATA_COLOUR = COLOURS["blue"]
 GPT3_COLOUR = COLOURS["vermillion"]
 REFERENCE_COLOUR = "#595959"  # chance, unigram model, guide lines
 
-# Figure sizes in inches: the article's text is 6.3 inches wide, so a figure is printed at 1:1 and
-# its 8-point labels are 8 points on paper.
+# Figure sizes in inches, those of the text and of \halfwidth in paper/strata.sty: a figure is
+# printed at 1:1, and its 8-point labels are 8 points on paper.
 FULL = (6.3, 2.8)
 HALF = (3.1, 2.4)
 
