@@ -7,12 +7,11 @@ import pytest
 from scipy import optimize, stats
 
 from strata.ablations import scaling
+from strata.ablations.power_law import efficient_frontier, fit_power_law
 from strata.ablations.scaling import (
     CHINCHILLA,
     CHINCHILLA_REFIT,
     ScalingLaw,
-    efficient_frontier,
-    fit_power_law,
     fit_scaling_law,
 )
 

@@ -8,7 +8,7 @@ import pytest
 from stored_runs import BASE, write_run
 
 from strata.ablations.multipliers import compute_multiplier
-from strata.ablations.stored import left_out, load_stored, store_runs
+from strata.ablations.stored import left_out, load_stored, store_runs, stored_choices
 from strata.ablations.summary import (
     final_losses,
     learning_curves,
@@ -64,12 +64,24 @@ def test_equal_runs_make_equal_bytes_wherever_they_lie(suite, tmp_path):
 def test_runs_without_a_result_are_named_and_not_mixed_with_the_others(suite, tmp_path):
     write_run(suite, "hot", 0, {"optimizer.learning_rate": 9.0}, finished=False)
     write_run(suite, "hotter", 0, {"optimizer.learning_rate": 99.0}, loss=math.nan)
+    stopped = write_run(suite, "poor", 0, {"optimizer.learning_rate": 8.0}, finished=False)
+    (stopped / "stopped.json").write_text("{}")
     path = store_runs(suite, tmp_path / "runs.jsonl")
     assert len(load_stored(path)) == 9
     assert left_out(path) == {
         "hot-seed0": "not finished: 2 of 4 steps",
         "hotter-seed0": "diverged: 4 of 4 steps",
+        "poor-seed0": "stopped: 2 of 4 steps",
     }
+
+
+def test_what_the_tunings_chose_is_stored_with_the_runs(suite, tmp_path):
+    assert stored_choices(store_runs(suite, tmp_path / "before.jsonl")) == []
+    chosen = [{"variant": "gelu", "chosen": {"optimizer.learning_rate": 0.01}, "trials": 1}]
+    (suite / "choices.json").write_text(json.dumps(chosen))
+    path = store_runs(suite, tmp_path / "runs.jsonl")
+    assert stored_choices(path) == chosen
+    assert len(load_stored(path)) == 9
 
 
 def test_a_path_of_this_machine_is_named_otherwise_or_refused(tmp_path):

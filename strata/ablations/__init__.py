@@ -24,17 +24,15 @@ from strata.ablations.multipliers import (
     parameter_multiplier,
     size_to_reach,
 )
+from strata.ablations.power_law import PowerLaw, efficient_frontier, fit_power_law
 from strata.ablations.scaling import (
     CHINCHILLA,
     CHINCHILLA_REFIT,
-    PowerLaw,
     ScalingFit,
     ScalingLaw,
-    efficient_frontier,
-    fit_power_law,
     fit_scaling_law,
 )
-from strata.ablations.stored import left_out, load_stored, store_runs
+from strata.ablations.stored import left_out, load_stored, store_runs, stored_choices
 from strata.ablations.summary import (
     RunSummary,
     final_losses,
@@ -94,5 +92,6 @@ __all__ = [
     "size_curves",
     "size_to_reach",
     "store_runs",
+    "stored_choices",
     "summarise",
 ]

@@ -38,6 +38,11 @@ class Interval:
     confidence: float
     n: int
 
+    def exp(self) -> Interval:
+        """Of a ratio, where this is the interval of its logarithm."""
+        low, high = float(np.exp(self.low)), float(np.exp(self.high))
+        return replace(self, estimate=float(np.exp(self.estimate)), low=low, high=high)
+
 
 # ---------------------------------------------------------------- one recipe: mean over seeds
 

@@ -252,13 +252,7 @@ def _multiplier(
     else:
         interval = mean_interval(logs, confidence)
     return Multiplier(
-        interval=Interval(
-            float(np.exp(interval.estimate)),
-            float(np.exp(interval.low)),
-            float(np.exp(interval.high)),
-            confidence,
-            len(found),
-        ),
+        interval=interval.exp(),
         bound=_bound_over_seeds([ratio.bound for ratio in found.values()]),
         axis=axis,
         target=float(np.mean([ratio.target for ratio in found.values()])),

@@ -5,12 +5,14 @@
 
 A line a run, by name and seed, after a first line that says what all of them share:
 
-    {"format": "strata-runs-1", "base": {…configuration…}, "left_out": {…}, "runs": 41}
+    {"format": "strata-runs-1", "base": {…a configuration…}, "runs": 41, "choices": […],
+     "left_out": {…}}
     {"variant": "gelu", "seed": 0, "changes": {"model.activation": "gelu"}, "provenance": {…},
      "record": {…}, "memory_bytes": …, "tokens": […], "seconds": […], "bits_per_byte": […]}
 
 `changes` is what the run's configuration has otherwise than the first line's, `record` the run's
-own summary, the three lists its validations. Trials of tunings are runs like any other. Runs that
+own summary, the three lists its validations. Trials of tunings are runs like any other; what was
+chosen from which trials stands under `choices`, as the suites' `choices.json` have it. Runs that
 are not finished or diverged are named under `left_out`, so that what was tried is not forgotten.
 
 Equal runs make equal bytes, wherever their folders lie: nothing is written of a place. Where a
@@ -71,6 +73,7 @@ def store_runs(
         {
             "format": FORMAT,
             "base": base.to_dict(),
+            "choices": [entry for folder in folders for entry in _choices(Path(folder))],
             "left_out": _left_out(folders, runs),
             "runs": len(runs),
         },
@@ -107,6 +110,14 @@ def left_out(path: str | Path) -> dict[str, str]:
     Raises: as `load_stored` does.
     """
     return dict(_read(Path(path))[0]["left_out"])
+
+
+def stored_choices(path: str | Path) -> list[dict[str, Any]]:
+    """What the tunings of the stored suites chose, from which trials.
+
+    Raises: as `load_stored` does.
+    """
+    return list(_read(Path(path))[0]["choices"])
 
 
 def run_line(run: RunSummary, base: Config) -> dict[str, Any]:
@@ -160,6 +171,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _choices(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "choices.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
 def _left_out(folders: Iterable[str | Path], runs: Iterable[RunSummary]) -> dict[str, str]:
     """Folders of runs that are not among `runs`, by name, and how far each came."""
     there = {run.name for run in runs}
@@ -168,7 +184,8 @@ def _left_out(folders: Iterable[str | Path], runs: Iterable[RunSummary]) -> dict
         folder, name = config.parent, config.parent.name
         if name not in there:
             lines = read_metrics(folder)
-            ended = "diverged" if (folder / "summary.json").is_file() else "not finished"
+            stopped = "stopped" if (folder / "stopped.json").is_file() else "not finished"
+            ended = "diverged" if (folder / "summary.json").is_file() else stopped
             steps = Config.load(config).training.max_steps
             found[name] = f"{ended}: {lines[-1]['step'] if lines else 0} of {steps} steps"
     return found
