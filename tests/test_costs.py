@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from stored_runs import BASE, write_run
 
-from strata.ablations.costs import costs, seconds_per_token, training_state_bytes
+from strata.ablations.costs import seconds_per_token, training_state_bytes, variant_costs
 from strata.ablations.multipliers import LearningCurve
 from strata.ablations.summary import load_suite
 from strata.model import Transformer
@@ -55,7 +55,7 @@ def test_times_are_compared_seed_by_seed(tmp_path):
         write_run(tmp_path, "strata", seed, seconds=ours)
         write_run(tmp_path, "gpt3", seed, {"model.tie_embeddings": False}, seconds=theirs)
     write_run(tmp_path, "other", 7)
-    found = costs(load_suite(tmp_path), "strata")
+    found = variant_costs(load_suite(tmp_path), "strata")
     logs = np.log([2.0, 2.5, 1.75])
     low, high = stats.t.interval(0.95, 2, loc=logs.mean(), scale=stats.sem(logs))
     ratio = found["gpt3"].time_ratio
@@ -73,6 +73,6 @@ def test_a_variant_of_two_sizes_and_an_absent_base_are_refused(tmp_path):
     write_run(tmp_path, "strata", 0)
     write_run(tmp_path, "strata", 1, {"model.width": 16})
     with pytest.raises(ValueError, match="different sizes"):
-        costs(load_suite(tmp_path), "strata")
+        variant_costs(load_suite(tmp_path), "strata")
     with pytest.raises(ValueError, match="base 'gpt3' has no runs"):
-        costs(load_suite(tmp_path), "gpt3")
+        variant_costs(load_suite(tmp_path), "gpt3")

@@ -2,7 +2,9 @@
 
 `variants` says what is compared, `sweep` makes the runs, `summary` reads them back and `stored`
 keeps them in one small file. `analysis` says what they show and how surely, `multipliers` what that
-is worth, and `scaling` how the loss falls with size, tokens and compute.
+is worth, `costs` what it costs, and `tables` all of it at a glance. `scaling` says how the loss
+falls with size and tokens, `isoflop` and `power_law` how with compute; `extrapolation` reads a fit
+beyond its runs, and `prediction` writes down what it says of a run before the run is made.
 
 Which values suit best? `tuning` searches (in a `study` on disk, over what `search` reads), and
 `tuning_figures` draws what it found; imported by their own names, since a sweep needs no Optuna.
@@ -13,7 +15,17 @@ from strata.ablations.analysis import (
     Comparison,
     Interval,
     compare,
+    compare_pairs,
     mean_interval,
+)
+from strata.ablations.costs import Cost, variant_costs
+from strata.ablations.extrapolation import Reach, reach, reach_gpt3
+from strata.ablations.isoflop import (
+    HOFFMANN_ALLOCATIONS,
+    Allocation,
+    IsoFlopFit,
+    allocation_of,
+    fit_isoflop,
 )
 from strata.ablations.multipliers import (
     LearningCurve,
@@ -28,6 +40,7 @@ from strata.ablations.power_law import PowerLaw, efficient_frontier, fit_power_l
 from strata.ablations.scaling import (
     CHINCHILLA,
     CHINCHILLA_REFIT,
+    Band,
     ScalingFit,
     ScalingLaw,
     fit_scaling_law,
@@ -43,6 +56,7 @@ from strata.ablations.summary import (
     summarise,
 )
 from strata.ablations.sweep import SweepError, best_choices, run_suite
+from strata.ablations.tables import IngredientRow, ingredient_table
 from strata.ablations.variants import (
     Suite,
     Tuning,
@@ -56,11 +70,18 @@ from strata.evaluation.comparison import holm
 __all__ = [
     "CHINCHILLA",
     "CHINCHILLA_REFIT",
+    "HOFFMANN_ALLOCATIONS",
+    "Allocation",
+    "Band",
     "Comparison",
+    "Cost",
+    "IngredientRow",
     "Interval",
+    "IsoFlopFit",
     "LearningCurve",
     "Multiplier",
     "PowerLaw",
+    "Reach",
     "RunSummary",
     "ScalingFit",
     "ScalingLaw",
@@ -69,15 +90,19 @@ __all__ = [
     "SweepError",
     "Tuning",
     "Variant",
+    "allocation_of",
     "best_choices",
     "compare",
+    "compare_pairs",
     "compute_multiplier",
     "cost_to_reach",
     "efficient_frontier",
     "final_losses",
+    "fit_isoflop",
     "fit_power_law",
     "fit_scaling_law",
     "holm",
+    "ingredient_table",
     "learning_curves",
     "leave_one_out",
     "left_out",
@@ -86,6 +111,8 @@ __all__ = [
     "mean_interval",
     "nano_suite",
     "parameter_multiplier",
+    "reach",
+    "reach_gpt3",
     "run_suite",
     "scaling_grid",
     "scaling_runs",
@@ -94,4 +121,5 @@ __all__ = [
     "store_runs",
     "stored_choices",
     "summarise",
+    "variant_costs",
 ]

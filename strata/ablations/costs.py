@@ -45,7 +45,9 @@ class Cost:
     time_ratio: Interval | None
 
 
-def costs(runs: Iterable[RunSummary], base: str, confidence: float = 0.95) -> dict[str, Cost]:
+def variant_costs(
+    runs: Iterable[RunSummary], base: str, confidence: float = 0.95
+) -> dict[str, Cost]:
     """The cost of every variant by name, times beside those of `base`.
 
     Raises ValueError if the base has no runs, or the runs of a variant are of different sizes.

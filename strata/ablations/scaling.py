@@ -6,7 +6,7 @@ logarithm of the loss, the sum of three terms written as a log-sum-exp, BFGS fro
 starts. E is the loss that no model of this kind goes below, A / N^α what a larger model would
 gain, B / D^β what more tokens would. Beside it stand the second way of the paper, in
 `strata/ablations/isoflop.py`, and the line through the best runs alone, in `power_law.py`; what a
-fit says of sizes and losses that nobody has made is asked in `reach.py`.
+fit says of sizes and losses that nobody has made is asked in `extrapolation.py`.
 
 Five parameters want many runs. Where there are too few, or where the fit shows that the runs do
 not determine them, `ScalingFit.problems` says so in sentences; print them beside the numbers.

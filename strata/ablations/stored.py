@@ -79,9 +79,9 @@ def store_runs(
         },
         *(run_line(run, base) for run in runs),
     ]
-    named = sorted((places or {}).items(), key=lambda place: -len(place[0]))  # the innermost first
     for number, line in enumerate(lines):
-        lines[number] = _without_places(line, named, "the base" if not number else _name(line))
+        where = f"{line['variant']}-seed{line['seed']}" if number else "the base"
+        lines[number] = without_places(line, places or {}, where)
     text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
     return write_whole(Path(path), text)
 
@@ -191,25 +191,23 @@ def _left_out(folders: Iterable[str | Path], runs: Iterable[RunSummary]) -> dict
     return found
 
 
-def _name(line: Mapping[str, Any]) -> str:
-    return f"{line['variant']}-seed{line['seed']}"
+def without_places(value: Any, places: Mapping[str, str], where: str) -> Any:
+    """A value of JSON with folders of this machine by their names, as `store_runs` takes them.
 
-
-def _without_places(value: Any, places: Sequence[tuple[str, str]], where: str) -> Any:
-    """The same, with the names of places for their paths; ValueError if another path is in it."""
+    Raises:
+        ValueError: if another absolute path is in it, saying `where`.
+    """
     if isinstance(value, Mapping):
-        return {
-            key: _without_places(part, places, f"{where}, {key}") for key, part in value.items()
-        }
+        return {key: without_places(part, places, f"{where}, {key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_places(part, places, where) for part in value]
+        return [without_places(part, places, where) for part in value]
     if isinstance(value, str):
-        for folder, name in places:
+        for folder in sorted(places, key=len, reverse=True):  # the innermost first
             whole = re.escape(folder.rstrip("/")) + r"(?![\w.-])"
-            value = re.sub(whole, name.replace("\\", r"\\"), value)
+            value = re.sub(whole, places[folder].replace("\\", r"\\"), value)
         if _ABSOLUTE.search(value):
             raise ValueError(
-                f"{where}: {value!r} is a path of this machine, which stored runs do not hold; say "
+                f"{where}: {value!r} is a path of this machine, which is not stored; say "
                 "in `places` what it is to be called"
             )
     return value

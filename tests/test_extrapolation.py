@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from strata.ablations.reach import GPT3_TOKENS, reach, reach_gpt3
+from strata.ablations.extrapolation import GPT3_TOKENS, reach, reach_gpt3
 from strata.ablations.scaling import CHINCHILLA, CHINCHILLA_REFIT, ScalingLaw, fit_scaling_law
 from strata.evaluation.reference import GPT3_SIZES
 
