@@ -8,7 +8,7 @@ import pytest
 from stored_runs import BASE, write_run
 
 from strata.ablations.multipliers import compute_multiplier
-from strata.ablations.stored import left_out, load_stored, store_runs, stored_choices
+from strata.ablations.stored import load_stored, store_runs, stored_choices, stored_left_out
 from strata.ablations.summary import (
     final_losses,
     learning_curves,
@@ -68,7 +68,7 @@ def test_runs_without_a_result_are_named_and_not_mixed_with_the_others(suite, tm
     (stopped / "stopped.json").write_text("{}")
     path = store_runs(suite, tmp_path / "runs.jsonl")
     assert len(load_stored(path)) == 9
-    assert left_out(path) == {
+    assert stored_left_out(path) == {
         "hot-seed0": "not finished: 2 of 4 steps",
         "hotter-seed0": "diverged: 4 of 4 steps",
         "poor-seed0": "stopped: 2 of 4 steps",

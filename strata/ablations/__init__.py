@@ -45,7 +45,7 @@ from strata.ablations.scaling import (
     ScalingLaw,
     fit_scaling_law,
 )
-from strata.ablations.stored import left_out, load_stored, store_runs, stored_choices
+from strata.ablations.stored import load_stored, store_runs, stored_choices, stored_left_out
 from strata.ablations.summary import (
     RunSummary,
     final_losses,
@@ -105,7 +105,6 @@ __all__ = [
     "ingredient_table",
     "learning_curves",
     "leave_one_out",
-    "left_out",
     "load_stored",
     "load_suite",
     "mean_interval",
@@ -120,6 +119,7 @@ __all__ = [
     "size_to_reach",
     "store_runs",
     "stored_choices",
+    "stored_left_out",
     "summarise",
     "variant_costs",
 ]

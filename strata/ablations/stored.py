@@ -104,7 +104,7 @@ def load_stored(path: str | Path) -> list[RunSummary]:
     return runs
 
 
-def left_out(path: str | Path) -> dict[str, str]:
+def stored_left_out(path: str | Path) -> dict[str, str]:
     """Runs of the stored suites that are no result, by name, and how far each came.
 
     Raises: as `load_stored` does.
