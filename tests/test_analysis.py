@@ -1,31 +1,10 @@
-"""Statistics and the compute multiplier, against scipy, hand calculation and known constants."""
+"""Means and comparisons, against scipy and hand calculation."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from strata.ablations.analysis import (
-    LearningCurve,
-    compare,
-    compute_multiplier,
-    cost_to_reach,
-    mean_interval,
-)
-
-
-def curve_of(loss_at, flops, flops_per_token=1e6):
-    flops = np.asarray(flops, dtype=float)
-    return LearningCurve(
-        flops=flops,
-        tokens=flops / flops_per_token,
-        seconds=np.full(len(flops), np.nan),
-        bits_per_byte=np.array([loss_at(x) for x in flops]),
-    )
-
-
-def power(factor=1.0):
-    """A learning curve that gets `factor` times less out of its compute."""
-    return lambda flops: 1.0 + 3.0 * (flops / factor / 1e9) ** -0.3
+from strata.ablations.analysis import compare, compare_pairs, mean_interval
 
 
 def test_the_t_interval_is_that_of_scipy():
@@ -96,79 +75,96 @@ def test_a_comparison_without_base_or_common_seed_is_refused():
         compare({"a": {0: 1.0}, "b": {1: 1.0}}, "a")
 
 
-def test_the_cost_between_two_points_is_interpolated_in_its_logarithm():
-    curve = curve_of({10.0: 3.0, 1000.0: 1.0}.__getitem__, [10.0, 1000.0])
-    assert cost_to_reach(curve, 2.0) == (pytest.approx(100.0), "exact")
-    assert cost_to_reach(curve, 1.0) == (pytest.approx(1000.0), "exact")
-    assert cost_to_reach(curve, 0.5) == (1000.0, "at least")
-    assert cost_to_reach(curve, 3.5) == (10.0, "at most")
+# ------------------------------------------------------------- one variance for all variants
 
 
-def test_a_curve_that_rises_again_counts_from_its_first_passage():
-    losses = dict(zip([1.0, 10.0, 100.0], [3.0, 1.0, 2.0], strict=True))
-    cost, bound = cost_to_reach(curve_of(losses.__getitem__, list(losses)), 2.0)
-    assert (cost, bound) == (pytest.approx(10**0.5), "exact")
+def experiment(effects, seeds, spread, seed_spread, generator):
+    """Losses of as many variants as there are effects, with the noise of the two-way model."""
+    shifts = generator.normal(0.0, seed_spread, seeds)
+    return {
+        f"v{number}": {
+            seed: 2.0 + effect + shifts[seed] + generator.normal(0.0, spread)
+            for seed in range(seeds)
+        }
+        for number, effect in enumerate(effects)
+    }
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.5, 7.0])
-def test_curves_shifted_by_a_factor_in_compute_have_that_multiplier(factor):
-    flops = np.geomspace(1e9, 1e12, 60)
-    ours = {0: curve_of(power(), flops), 1: curve_of(power(), flops)}
-    theirs = {0: curve_of(power(factor), flops), 1: curve_of(power(factor), flops)}
-    result = compute_multiplier(ours, theirs)
-    assert result.interval.estimate == pytest.approx(factor, rel=2e-3)
-    assert result.bound == "exact"
-    assert result.target == pytest.approx(float(power(factor)(1e12)))
-    slower = compute_multiplier(theirs, ours)
-    assert slower.interval.estimate == pytest.approx(1 / factor, rel=2e-3)
+def test_for_two_variants_the_pooled_comparison_is_the_paired_test_of_scipy():
+    losses = experiment([0.0, 0.1], 4, 0.05, 0.3, np.random.default_rng(0))
+    row = compare(losses, "v0", 0.9, "pooled")[1]
+    oracle = stats.ttest_rel(list(losses["v1"].values()), list(losses["v0"].values()))
+    low, high = oracle.confidence_interval(0.9)
+    assert row.p_value == pytest.approx(oracle.pvalue)
+    assert (row.difference.low, row.difference.high) == pytest.approx((low, high))
+    assert row.degrees_of_freedom == 3
 
 
-def test_tokens_and_compute_differ_where_a_token_costs_more():
-    flops = np.geomspace(1e9, 1e12, 60)
-    ours = {0: curve_of(power(), flops, flops_per_token=2e6)}
-    theirs = {0: curve_of(power(3.0), flops, flops_per_token=1e6)}
-    assert compute_multiplier(ours, theirs).by_seed[0] == pytest.approx(3, rel=2e-3)
-    assert compute_multiplier(ours, theirs, axis="tokens").by_seed[0] == pytest.approx(6, rel=2e-3)
+def test_the_pooled_variance_is_that_of_the_analysis_of_variance_in_blocks():
+    losses = experiment([0.0, 0.1, 0.0, -0.2, 0.05], 3, 0.05, 0.3, np.random.default_rng(1))
+    table = np.array([list(runs.values()) for runs in losses.values()])  # (variants, seeds)
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    degrees = (5 - 1) * (3 - 1)
+    error = np.sqrt(2 / 3 * np.sum(residuals**2) / degrees)
+    for row, means in zip(compare(losses, "v0", 0.95, "pooled")[1:], table[1:], strict=True):
+        difference = means.mean() - table[0].mean()
+        half = stats.t.ppf(0.975, degrees) * error
+        assert row.degrees_of_freedom == degrees
+        assert row.difference.estimate == pytest.approx(difference)
+        assert row.difference.high == pytest.approx(difference + half)
+        assert row.p_value == pytest.approx(2 * stats.t.sf(abs(difference) / error, degrees))
 
 
-def test_a_target_that_the_baseline_never_reached_gives_a_lower_bound():
-    flops = np.geomspace(1e9, 1e12, 60)
-    ours = {0: curve_of(power(), flops)}
-    theirs = {0: curve_of(power(4.0), flops)}
-    result = compute_multiplier(ours, theirs, target=float(ours[0].bits_per_byte[-1]))
-    assert result.bound == "at least"
-    assert result.interval.estimate == pytest.approx(1.0, rel=1e-6)
-    reverse = compute_multiplier(theirs, ours, target=float(ours[0].bits_per_byte[-1]))
-    assert reverse.bound == "at most"
-    with pytest.raises(ValueError, match="outside both"):
-        compute_multiplier(ours, theirs, target=0.1)
+def test_a_missing_run_is_estimated_as_yates_did():
+    losses = experiment([0.0, 0.1, 0.3], 4, 0.05, 0.3, np.random.default_rng(2))
+    table = np.array([list(runs.values()) for runs in losses.values()])  # (3, 4)
+    del losses["v2"][3]
+    # Yates (1933): with this value in its place the complete table has the same fit
+    variant, seed, total = table[2, :3].sum(), table[:2, 3].sum(), table.sum() - table[2, 3]
+    table[2, 3] = (3 * variant + 4 * seed - total) / ((3 - 1) * (4 - 1))
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    row = compare(losses, "v0", 0.95, "pooled")[2]
+    assert row.difference.estimate == pytest.approx(table[2].mean() - table[0].mean())
+    assert row.degrees_of_freedom == (3 - 1) * (4 - 1) - 1
+    # Montgomery, section 4.1.3: the error of a difference to the variant with the missing run
+    variance = np.sum(residuals**2) / row.degrees_of_freedom
+    error = np.sqrt(variance * (2 / 4 + 3 / (4 * (4 - 1) * (3 - 1))))
+    half = stats.t.ppf(0.975, row.degrees_of_freedom) * error
+    assert row.difference.high - row.difference.estimate == pytest.approx(half)
+    assert row.seeds == (0, 1, 2)
 
 
-def test_the_interval_of_the_multiplier_is_over_seeds_on_a_logarithmic_scale():
-    flops = np.geomspace(1e9, 1e12, 400)
-    factors = {0: 2.0, 1: 2.5, 2: 3.5, 9: 4.0}
-    ours = {seed: curve_of(power(), flops) for seed in factors}
-    theirs = {seed: curve_of(power(factor), flops) for seed, factor in factors.items()}
-    result = compute_multiplier(ours, theirs)
-    logs = np.log(list(factors.values()))
-    low, high = stats.t.interval(0.95, 3, loc=logs.mean(), scale=stats.sem(logs))
-    expected = np.exp([logs.mean(), low, high])
-    interval = result.interval
-    assert (interval.estimate, interval.low, interval.high) == pytest.approx(expected, rel=1e-3)
-    bootstrap = compute_multiplier(ours, theirs, method="bootstrap").interval
-    assert interval.low < bootstrap.low < interval.estimate < bootstrap.high < interval.high
+@pytest.mark.parametrize("variance", ["paired", "pooled"])
+def test_the_intervals_cover_and_the_pooled_ones_are_narrower(variance):
+    generator = np.random.default_rng(3)
+    effects, covered, widths, found = [0.0, 0.0, 0.01, 0.05, 0.0, 0.02], 0, [], 0
+    for _ in range(300):
+        rows = compare(experiment(effects, 3, 0.01, 0.05, generator), "v0", 0.9, variance)[1:]
+        for row, effect in zip(rows, effects[1:], strict=True):
+            covered += row.difference.low < effect < row.difference.high
+            widths.append(row.difference.high - row.difference.low)
+        found += rows[2].p_adjusted < 0.05
+    assert covered / len(widths) == pytest.approx(0.9, abs=0.03)
+    assert (np.mean(widths) < 0.04) == (variance == "pooled")
+    assert (found / 300 > 0.8) == (variance == "pooled")  # of five standard errors, corrected
 
 
-def test_a_multiplier_without_common_seeds_or_clock_is_refused():
-    curve = curve_of(power(), np.geomspace(1e9, 1e12, 5))
-    with pytest.raises(ValueError, match="no common seed"):
-        compute_multiplier({0: curve}, {1: curve})
-    with pytest.raises(ValueError, match="no seconds"):
-        compute_multiplier({0: curve}, {0: curve}, axis="seconds")
+def test_the_correction_goes_over_all_pairs_that_are_shown():
+    losses = experiment([0.0, 0.1, 0.2, 0.3], 3, 0.02, 0.1, np.random.default_rng(4))
+    pairs = [("v1", "v0"), ("v2", "v3"), ("v0", "v3")]
+    rows = compare_pairs(losses, pairs)
+    assert [row.variant for row in rows] == ["v1", "v2", "v0"]
+    assert rows[1].difference.estimate == pytest.approx(
+        np.mean([losses["v2"][seed] - losses["v3"][seed] for seed in range(3)])
+    )
+    smallest = min(rows, key=lambda row: row.p_value)
+    assert smallest.p_adjusted == pytest.approx(3 * smallest.p_value)
+    with pytest.raises(ValueError, match="'absent' has no runs"):
+        compare_pairs(losses, [("absent", "v0")])
 
 
-def test_a_learning_curve_must_go_forward():
-    with pytest.raises(ValueError, match="strictly increasing"):
-        curve_of(power(), [2e9, 1e9])
-    with pytest.raises(ValueError, match="differ in length"):
-        LearningCurve(np.ones(1), np.ones(2), np.ones(1), np.ones(1))
+def test_pooled_runs_of_one_seed_conclude_nothing_and_equal_ones_are_certain():
+    row = compare({"a": {0: 1.0}, "b": {0: 1.5}, "c": {0: 2.5}}, "a", variance="pooled")[1]
+    assert (row.p_value, row.difference.high, row.degrees_of_freedom) == (1.0, np.inf, 0)
+    rows = compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.5, 1: 2.5}}, "a", variance="pooled")
+    assert rows[1].p_value == 0.0

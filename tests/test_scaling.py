@@ -7,12 +7,11 @@ import pytest
 from scipy import optimize, stats
 
 from strata.ablations import scaling
+from strata.ablations.power_law import efficient_frontier, fit_power_law
 from strata.ablations.scaling import (
     CHINCHILLA,
     CHINCHILLA_REFIT,
     ScalingLaw,
-    efficient_frontier,
-    fit_power_law,
     fit_scaling_law,
 )
 
@@ -151,3 +150,46 @@ def test_the_frontier_keeps_what_no_cheaper_run_beats():
     flops = [4.0, 1.0, 2.0, 2.0, 3.0]
     losses = [1.0, 3.0, 2.5, 2.0, 2.2]
     assert efficient_frontier(flops, losses).tolist() == [1, 3, 0]
+
+
+def test_a_band_follows_any_curve_and_is_the_prediction_at_a_point():
+    runs = runs_of(CHINCHILLA, np.geomspace(5e7, 1e10, 6), np.geomspace(1e9, 3e11, 6), 0.004)
+    fit = fit_scaling_law(*runs, bootstrap_samples=40)
+    sizes = np.geomspace(1e8, 1e12, 5)
+    band = fit.band(lambda law: law.loss(sizes, 1e11), 0.9)
+    assert (band.low < band.estimate).all()
+    assert (band.estimate < band.high).all()
+    point = fit.predict(sizes[2], 1e11, 0.9)
+    assert (point.low, point.high) == (band.low[2], band.high[2])
+    flops = np.geomspace(1e20, 1e24, 3)
+    frontier = fit.band(lambda law: law.loss(*law.optimum(flops)))
+    truth = CHINCHILLA.loss(*CHINCHILLA.optimum(flops))
+    assert frontier.estimate == pytest.approx(truth, rel=0.01)
+    whole = fit_scaling_law(*runs, bootstrap_samples=0).band(lambda law: law.loss(sizes, 1e11))
+    assert (whole.high == np.inf).all()
+
+
+def test_the_prediction_of_a_run_covers_new_runs_as_often_as_it_says():
+    sizes, tokens = np.geomspace(1e6, 3e7, 5), np.geomspace(1e7, 1e9, 4)
+    target = (1e8, 3e9)
+    inside, band_alone, covered = 0, 0, 0
+    for seed in range(30):
+        fit = fit_scaling_law(
+            *runs_of(CHINCHILLA, sizes, tokens, 0.005, seed), bootstrap_samples=30
+        )
+        noise = np.random.default_rng(1_000 + seed).standard_normal()
+        new = float(CHINCHILLA.loss(*target)) * np.exp(0.005 * noise)
+        run, mean = fit.predict_run(*target, 0.8), fit.predict(*target, 0.8)
+        inside += run.low < new < run.high
+        band_alone += mean.low < new < mean.high
+        covered += mean.low < float(CHINCHILLA.loss(*target)) < mean.high
+        assert run.high - run.low > mean.high - mean.low
+    assert inside > band_alone
+    assert min(inside, covered) / 30 > 0.58  # 0.8 less three standard errors
+
+
+def test_the_spread_of_the_runs_about_the_law_is_their_noise():
+    runs = runs_of(CHINCHILLA, np.geomspace(5e7, 1e10, 9), np.geomspace(1e9, 3e11, 9), 0.004)
+    fit = fit_scaling_law(*runs, bootstrap_samples=0)
+    assert fit.spread == pytest.approx(0.004, rel=0.2)
+    assert fit.predict_run(1e9, 1e10).high == np.inf

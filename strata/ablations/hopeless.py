@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from strata.ablations.analysis import LearningCurve
+from strata.ablations.multipliers import LearningCurve
 from strata.ablations.plan import STOPPED
 from strata.ablations.summary import RunSummary
 from strata.storage import write_whole
@@ -46,7 +46,7 @@ class StopsHopeless(Callback):
         if not steps <= 3 * metrics["step"] < 3 * steps:
             return
         bits, tokens = metrics["validation_bits_per_byte"], metrics["tokens"]
-        losses = {run.folder.name: loss_at(run.curve, tokens) for run in self._finished}
+        losses = {run.name: loss_at(run.curve, tokens) for run in self._finished}
         known = {name: loss for name, loss in losses.items() if loss is not None}
         if not known or bits <= max(known.values()) + self._margin:
             return

@@ -7,7 +7,6 @@ what an update costs beside its FLOPs, so an estimate before each variant has a 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -148,9 +147,8 @@ def _costs(runs: Iterable[RunSummary]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     flops: dict[str, float] = {}
     for run in runs:
-        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
         for name in (run.variant.partition("@")[0], ""):
-            seconds[name] = seconds.get(name, 0.0) + sum(summary["timing"].values())
+            seconds[name] = seconds.get(name, 0.0) + run.seconds
             flops[name] = flops.get(name, 0.0) + run.flops
     return {name: seconds[name] / flops[name] for name in seconds}
 

@@ -132,8 +132,8 @@ def by_other_code(runs: Iterable[RunSummary]) -> dict[str, int]:
     """How many of some runs were made by other code than this, by the commit they name."""
     found: dict[str, int] = {}
     for run in runs:
-        code, commit = made_by(run.folder)
-        if code != code_hash():
+        if run.provenance.get("code", "") != code_hash():
+            commit = run.provenance.get("commit", "")
             found[commit[:12] or "unknown"] = found.get(commit[:12] or "unknown", 0) + 1
     return found
 
@@ -143,18 +143,16 @@ def check_one_text(runs: Iterable[RunSummary]) -> None:
 
     Raises ValueError where a corpus has changed between two of them, naming both.
     """
-    texts: dict[tuple[str, int], tuple[object, Path]] = {}
+    texts: dict[tuple[str, int], tuple[object, str]] = {}
     for run in runs:
-        config = Config.load(run.folder / "config.toml")
-        origin = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
-        text = origin.get("corpus"), origin.get("tokenizer")
-        key = repr(config.data), config.model.vocab_size
-        before, other = texts.setdefault(key, (text, run.folder))
+        text = run.provenance.get("corpus"), run.provenance.get("tokenizer")
+        key = repr(run.config.data), run.config.model.vocab_size
+        before, other = texts.setdefault(key, (text, run.name))
         if before != text:
             raise ValueError(
-                f"{run.folder} and {other} have read different text, though both name the corpus "
-                f"{config.data.corpus!r}: it has changed in between, so they cannot be compared; "
-                "remove those of the older text, or take another folder"
+                f"{run.name} and {other} have read different text, though both name the corpus "
+                f"{run.config.data.corpus!r}: it has changed in between, so they cannot be "
+                "compared; remove those of the older text, or take another folder"
             )
 
 

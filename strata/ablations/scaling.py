@@ -4,8 +4,9 @@
 Hoffmann et al. (2022, arXiv 2203.15556, section 3.3 and appendix D.4): Huber's loss on the
 logarithm of the loss, the sum of three terms written as a log-sum-exp, BFGS from a grid of
 starts. E is the loss that no model of this kind goes below, A / N^α what a larger model would
-gain, B / D^β what more tokens would. `fit_power_law` is the line that remains when only compute
-is looked at, L(C) = k · C^−γ (Kaplan et al. 2020, arXiv 2001.08361).
+gain, B / D^β what more tokens would. Beside it stand the second way of the paper, in
+`strata/ablations/isoflop.py`, and the line through the best runs alone, in `power_law.py`; what a
+fit says of sizes and losses that nobody has made is asked in `extrapolation.py`.
 
 Five parameters want many runs. Where there are too few, or where the fit shows that the runs do
 not determine them, `ScalingFit.problems` says so in sentences; print them beside the numbers.
@@ -13,12 +14,13 @@ not determine them, `ScalingFit.problems` says so in sentences; print them besid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from strata.ablations.analysis import FloatArray, Interval, t_quantile
+from strata.ablations.analysis import FloatArray, Interval
 
 MIN_RUNS = 6  # one more than there are parameters
 MIN_LEVELS = 3  # different sizes, and different numbers of tokens: two fix a slope, not a bend
@@ -44,16 +46,35 @@ class ScalingLaw:
         d = np.asarray(tokens, dtype=np.float64)
         return np.asarray(self.E + self.A / n**self.alpha + self.B / d**self.beta)
 
-    def optimum(self, flops: float, flops_per_parameter: float = 6.0) -> tuple[float, float]:
+    def optimum(
+        self, flops: ArrayLike, flops_per_parameter: float = 6.0
+    ) -> tuple[FloatArray, FloatArray]:
         """Parameters and tokens of least loss for a compute of `flops` (Hoffmann, eq. 4).
 
         Each parameter is taken to cost `flops_per_parameter` a token, so that C = 6 N D. Setting
         the slope along that curve to zero gives αA / N^α = βB / D^β.
         """
-        product = flops / flops_per_parameter  # N · D
+        product = np.asarray(flops, dtype=np.float64) / flops_per_parameter  # N · D
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         parameters = ratio * product ** (self.beta / (self.alpha + self.beta))
         return parameters, product / parameters
+
+    def cheapest(self, loss: float) -> tuple[float, float]:
+        """Parameters and tokens of least compute that reach `loss`; infinite where none do.
+
+        By the same condition as `optimum`: of the excess over E, A / N^α is the share
+        β / (α + β).
+        """
+        excess = np.float64(loss - self.E)
+        if not excess > 0:
+            return np.inf, np.inf
+        by_size = excess * self.beta / (self.alpha + self.beta)
+        with np.errstate(all="ignore"):  # a law that the runs leave open may be of any steepness
+            parameters = (self.A / by_size) ** (1 / self.alpha)
+            tokens = (self.B / (excess - by_size)) ** (1 / self.beta)
+        if not np.isfinite(parameters * tokens):
+            return np.inf, np.inf
+        return float(parameters), float(tokens)
 
 
 # Published fits, in nats per token of DeepMind's tokenizer on MassiveText. The first as printed
@@ -65,37 +86,92 @@ CHINCHILLA_REFIT = ScalingLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=
 
 
 @dataclass(frozen=True)
+class Band:
+    """A curve with its confidence band; three arrays of one shape."""
+
+    estimate: FloatArray
+    low: FloatArray
+    high: FloatArray
+    confidence: float
+
+
+@dataclass(frozen=True)
 class ScalingFit:
     """A fitted law, its uncertainty, and what is wrong with it.
 
     `law` is None when the runs are too few to fit five parameters at all. `intervals` holds
-    bootstrap percentiles by field name of the law (empty without a bootstrap); `residuals` is
-    log L − log L̂ of each run, in the order given; `problems` is empty when nothing speaks
-    against reading the five numbers.
+    bootstrap percentiles by field name of the law (empty without a bootstrap). `parameters`,
+    `tokens`, `losses` are the runs, in the order given, and `residuals` log L − log L̂ of each.
+    `problems` is empty when nothing speaks against reading the five numbers; `undetermined` are
+    those of them that leave no ground for saying anything beyond the runs.
     """
 
     law: ScalingLaw | None
     intervals: dict[str, Interval]
+    parameters: FloatArray
+    tokens: FloatArray
+    losses: FloatArray
     residuals: FloatArray
     samples: tuple[ScalingLaw, ...]  # the bootstrap's laws, for bands around a prediction
-    n_runs: int
     problems: tuple[str, ...]
+    undetermined: tuple[str, ...]
+
+    @property
+    def n_runs(self) -> int:
+        """How many runs were fitted."""
+        return len(self.losses)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of one run's log L about the law, with n − 5 degrees of freedom."""
+        return float(np.sqrt(np.sum(self.residuals**2) / (self.n_runs - 5)))
+
+    def band(
+        self, curve: Callable[[ScalingLaw], ArrayLike], confidence: float = 0.95
+    ) -> Band | None:
+        """Anything that follows from a law, with percentiles over the bootstrap's laws.
+
+        A loss along sizes is `fit.band(lambda law: law.loss(sizes, tokens))`, the least loss of
+        each compute `fit.band(lambda law: law.loss(*law.optimum(flops)))`. None where there is no
+        law; without bootstrap samples the band is the whole plane. It covers the uncertainty of
+        the law, neither the noise of a single run nor an error of its form outside the data.
+        """
+        if self.law is None:
+            return None
+        estimate = np.asarray(curve(self.law), dtype=np.float64)
+        if not self.samples:
+            whole = np.full(estimate.shape, np.inf)
+            return Band(estimate, -whole, whole, confidence)
+        with np.errstate(all="ignore"):  # a sample's law may be of any steepness
+            values = np.array([curve(law) for law in self.samples])  # (samples, …)
+        low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        return Band(estimate, low, high, confidence)
 
     def predict(
         self, parameters: float, tokens: float, confidence: float = 0.95
     ) -> Interval | None:
-        """Expected loss at a point with its bootstrap band; None where there is no law.
-
-        Without bootstrap samples the band is the whole line. It covers the uncertainty of the
-        law, neither the noise of a single run nor an error of its form outside the data.
-        """
-        if self.law is None:
+        """Expected loss at a point with its bootstrap band; see `band` for what that covers."""
+        band = self.band(lambda law: law.loss(parameters, tokens), confidence)
+        if band is None:
             return None
-        estimate = float(self.law.loss(parameters, tokens))
-        if not self.samples:
-            return Interval(estimate, -np.inf, np.inf, confidence, self.n_runs)
-        losses = [float(law.loss(parameters, tokens)) for law in self.samples]
-        return _percentiles(estimate, losses, confidence, self.n_runs)
+        ends = float(band.estimate), float(band.low), float(band.high)
+        return Interval(*ends, confidence, self.n_runs)
+
+    def predict_run(
+        self, parameters: float, tokens: float, confidence: float = 0.95
+    ) -> Interval | None:
+        """Loss of one new run: as `predict`, and with a run's own noise about the law.
+
+        To the log of each sample's loss are added draws of Student's t, of `spread`.
+        """
+        expected = self.predict(parameters, tokens, confidence)
+        if expected is None or not self.samples:
+            return expected
+        losses = np.array([law.loss(parameters, tokens) for law in self.samples])
+        noise = np.random.default_rng(0).standard_t(self.n_runs - 5, (len(losses), 500))
+        drawn = losses[:, None] * np.exp(self.spread * noise)  # (samples, draws)
+        low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return replace(expected, low=float(low), high=float(high))
 
 
 def fit_scaling_law(
@@ -131,7 +207,8 @@ def fit_scaling_law(
             raise ValueError(f"{name} must be positive and finite, got {values.tolist()}")
     problems = _too_few(n, d)
     if problems:
-        return ScalingFit(None, {}, np.full(len(loss), np.nan), (), len(loss), problems)
+        missing = np.full(len(loss), np.nan)
+        return ScalingFit(None, {}, n, d, loss, missing, (), problems, problems)
 
     centre_n, centre_d = float(np.log(n).mean()), float(np.log(d).mean())
     logs = np.stack([np.log(n) - centre_n, np.log(d) - centre_d, np.log(loss)])  # (3, runs)
@@ -147,13 +224,17 @@ def fit_scaling_law(
         )
         for name in (ScalingLaw.__dataclass_fields__ if samples else ())
     }
+    undetermined = _no_scaling(law, intervals)
     return ScalingFit(
         law=law,
         intervals=intervals,
+        parameters=n,
+        tokens=d,
+        losses=loss,
         residuals=logs[2] - np.log(law.loss(n, d)),
         samples=samples,
-        n_runs=len(loss),
-        problems=_doubts(law, intervals, loss),
+        problems=_doubts_of_limit(law, intervals, loss) + undetermined,
+        undetermined=undetermined,
     )
 
 
@@ -180,13 +261,20 @@ def _too_few(n: FloatArray, d: FloatArray) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _doubts(law: ScalingLaw, intervals: dict[str, Interval], loss: FloatArray) -> tuple[str, ...]:
-    """What the fit itself shows to be undetermined."""
-    problems = []
+def _doubts_of_limit(
+    law: ScalingLaw, intervals: dict[str, Interval], loss: FloatArray
+) -> tuple[str, ...]:
+    """What the fit itself shows of its E; without one, losses beyond the runs come out too low."""
     if law.E / loss.min() < 1e-3:
-        problems.append("no irreducible loss E shows in this range; the law is a pure power law")
-    elif "E" in intervals and intervals["E"].low < 0.1 * law.E:
-        problems.append("the irreducible loss E is not determined: its interval reaches to zero")
+        return ("no irreducible loss E shows in this range; the law is a pure power law",)
+    if "E" in intervals and intervals["E"].low < 0.1 * law.E:
+        return ("the irreducible loss E is not determined: its interval reaches to zero",)
+    return ()
+
+
+def _no_scaling(law: ScalingLaw, intervals: dict[str, Interval]) -> tuple[str, ...]:
+    """Exponents that the fit itself shows to be undetermined."""
+    problems = []
     for name, term in (("alpha", "size"), ("beta", "tokens")):
         exponent = getattr(law, name)
         if not 0 < exponent < 2:
@@ -278,70 +366,3 @@ def _law(point: FloatArray, centre_n: float, centre_d: float) -> ScalingLaw:
             alpha=alpha,
             beta=beta,
         )
-
-
-# ------------------------------------------------------------------- loss against compute alone
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """L(C) = coefficient · C^−exponent, a straight line on two logarithmic axes."""
-
-    coefficient: float
-    exponent: Interval
-    log_flops: FloatArray
-    residuals: FloatArray  # log L − log L̂ of each run
-
-    def loss(self, flops: ArrayLike) -> FloatArray:
-        """Predicted loss at a compute of `flops`."""
-        power = np.asarray(flops, dtype=np.float64) ** -self.exponent.estimate
-        return np.asarray(self.coefficient * power)
-
-    def predict(self, flops: float, confidence: float = 0.95) -> Interval:
-        """Loss of one new run at `flops`, with Student's prediction interval on log L.
-
-        The interval holds as far as the straight line does: it grows with the distance from the
-        data, but knows nothing of a bend, such as an irreducible loss, beyond them.
-        """
-        estimate = float(self.loss(flops))
-        degrees = len(self.residuals) - 2
-        if degrees < 1:
-            return Interval(estimate, -np.inf, np.inf, confidence, len(self.residuals))
-        variance = float(np.sum(self.residuals**2)) / degrees
-        centred = self.log_flops - self.log_flops.mean()
-        distance = np.log(flops) - self.log_flops.mean()
-        leverage = 1 + 1 / len(centred) + distance**2 / np.sum(centred**2)
-        half = t_quantile(confidence, degrees) * np.sqrt(variance * leverage)
-        low, high = estimate * np.exp(-half), estimate * np.exp(half)
-        return Interval(estimate, float(low), float(high), confidence, len(self.residuals))
-
-
-def fit_power_law(flops: ArrayLike, losses: ArrayLike, confidence: float = 0.95) -> PowerLaw:
-    """Least squares of log L on log C over runs, with Student's interval on the exponent.
-
-    Give it the best runs of each compute (`efficient_frontier`); others stand above the line.
-    Raises ValueError for fewer than two different computes.
-    """
-    x = np.log(np.asarray(flops, dtype=np.float64))
-    y = np.log(np.asarray(losses, dtype=np.float64))
-    if x.shape != y.shape or x.ndim != 1 or len(np.unique(x)) < 2:
-        raise ValueError("a power law needs flops and losses of at least two different computes")
-    centred = x - x.mean()
-    slope = float(np.sum(centred * y) / np.sum(centred**2))
-    residuals = y - y.mean() - slope * centred
-    half = np.inf
-    if len(x) > 2:
-        error = np.sqrt(np.sum(residuals**2) / (len(x) - 2) / np.sum(centred**2))
-        half = float(t_quantile(confidence, len(x) - 2) * error)
-    exponent = Interval(-slope, -slope - half, -slope + half, confidence, len(x))
-    return PowerLaw(float(np.exp(y.mean() - slope * x.mean())), exponent, x, residuals)
-
-
-def efficient_frontier(flops: ArrayLike, losses: ArrayLike) -> FloatArray:
-    """Indices of the runs that no run of at most their compute beats, by rising compute."""
-    cost = np.asarray(flops, dtype=np.float64)
-    loss = np.asarray(losses, dtype=np.float64)
-    order = np.lexsort((loss, cost))
-    best = np.minimum.accumulate(loss[order])
-    first = np.concatenate([[True], loss[order][1:] < best[:-1]])
-    return np.asarray(order[first])
