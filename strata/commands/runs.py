@@ -262,7 +262,7 @@ def paper(
     Args:
         run: The folder of the run to publish, to draft, or to compare with what is published.
         draft: Build inside the run folder instead, and change no tracked file.
-        check: Build nothing, but list what is wrong with the article as it is: typed numbers,
+        check: Write nothing, but list what is wrong with the article as it is: typed numbers,
             results that are not those of their run, dangling references, boxes that stick out.
         arxiv: Pack the sources for arXiv, and build them with pdfLaTeX alone in an empty folder.
     """
@@ -280,8 +280,11 @@ def paper(
         raise SystemExit(1 if found else 0)
     if arxiv:
         archive, same = article.bundle(REPOSITORY)
-        print(f"arXiv: {archive}, {archive.stat().st_size:,} bytes; pdfLaTeX alone makes the same "
-              f"PDF of it as paper/strata.pdf{'' if same else ', but for its bytes'}")  # fmt: skip
+        outcome = (
+            "to the bytes of paper/strata.pdf" if same else "to other bytes than paper/strata.pdf"
+        )
+        print(f"pdfLaTeX alone builds it, {outcome}")
+        print(f"arXiv: {archive} ({archive.stat().st_size:,} bytes)")
         return
     if draft and run is not None:
         built = article.draft(run)

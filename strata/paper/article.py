@@ -186,7 +186,7 @@ def hand_made_numbers(article: Article) -> list[Found]:
 def _results_sections(text: str) -> Iterator[tuple[int, int]]:
     abstract = r"\\begin\{abstract\}(.*?)\\end\{abstract\}"
     section = (
-        r"\\resultssection(?=\{)(.*?)"
+        r"\\resultssection\*?(?=\{)(.*?)"
         r"(?=\\section\b|\\resultssection\b|\\appendix\b|\\bibliography\{|\\end\{document\}|\Z)"
     )
     for pattern in (abstract, section):

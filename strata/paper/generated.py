@@ -214,7 +214,7 @@ def _shown_table(
         if kind == "figures":
             origin += rf", \texttt{{{entry['sha256']['pdf'][:12]}}}"
         rows.append(rf"\path{{{file}}} & {latex.escape(says)} & {origin}")
-    columns = _column(1.7) + _column(2.45) + _column(1.8)
+    columns = _column(2.0) + _column(2.25) + _column(1.7)
     return _long_table(columns, "File & What it shows & Source, notebook, SHA-256", rows)
 
 
