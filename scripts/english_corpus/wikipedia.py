@@ -1,0 +1,80 @@
+"""Running text out of an encyclopaedia's page as its letters were scraped from the screen.
+
+Such a file holds everything a browser shows, a line a block: a notice, the infobox, the lead, the
+table of contents, sections with `[edit]` after their headings, captions, tables, lists, notes,
+navigation boxes. What is wanted is told from the rest by its form: a paragraph is long and ends
+as a sentence does; a heading stands in the table of contents; nothing after the last section of
+prose matters.
+"""
+
+import re
+
+SHORTEST_PARAGRAPH = 100  # characters; list items, captions and cells are mostly shorter
+
+# Sections that end an article's prose: what follows is apparatus.
+APPARATUS = {
+    "see also",
+    "references",
+    "notes",
+    "footnotes",
+    "further reading",
+    "external links",
+    "bibliography",
+    "citations",
+    "sources",
+    "notes and references",
+    "references and notes",
+    "works cited",
+}
+# Citation marks and editors' notes: [1], [a], [nb 3], [note 2], [citation needed], [1]:23.
+MARK = re.compile(
+    r"\[(?:\d{1,4}|[a-z]{1,2}|[ivx]+|(?:nb|note|n|fn|lower-alpha|Note|A|N|B|C|D|E|F|G)\.? ?\d*"
+    r"|update|edit|(?:[^\[\]]{0,40} )?(?:needed|source\??|sources|definition|verification)"
+    r"|clarification needed|citation needed[^\[\]]*|dead link|who\?|when\?|which\?|where\?|by whom\?"
+    r"|why\?|how\?|according to whom\?|dubious(?: – discuss)?|verify|sic|not in citation given"
+    r"|page needed|vague|weasel words|disputed(?: – discuss)?|neutrality is disputed"
+    r"|original research\?|failed verification|lacks stress|improper synthesis\?)\]"
+    r"(?::\s?\d+(?:[–,-]\s?\d+)*)?"
+)
+SENTENCE_END = re.compile(r"[.?!][\"”’')]*$|[\"”)']$")
+CONTENTS_ENTRY = re.compile(r"\d+(?:\.\d+)* (.+)")
+# Lines of prose's form that are none: hatnotes, maintenance notices, formulas, broken mark-up.
+NOISE = re.compile(
+    r"^(?:\^|For (?:other|the|more|a|an)\b.*(?:see|\(disambiguation\))|Main articles?:|See also:"
+    r"|Further information:|Not to be confused|This (?:article|section)\b.*\b(?:needs?|does not cite"
+    r"|may|is written|contains?|relies|has multiple|possibly)\b|Coordinates:|Play media)"
+    r"|\(Learn how and when to remove|\{\\displaystyle|\\(?:frac|displaystyle|mathrm)\b"
+)
+
+
+def documents(raw: str, work: str) -> list[list[str]]:
+    """The one document of a page: its title, then headings and paragraphs in their order."""
+    lines = [line.strip() for line in raw.replace("\xa0", " ").split("\n")]
+    headings, body = table_of_contents(lines)
+    kept = [work.removeprefix("wiki/")]
+    for number, line in enumerate(lines):
+        title = line.removesuffix("[edit]").strip()
+        if number >= body and (line.endswith("[edit]") or title in headings):
+            if title.casefold() in APPARATUS:
+                break
+            kept.append(title)
+            continue
+        text = MARK.sub("", line).strip()
+        if len(text) >= SHORTEST_PARAGRAPH and SENTENCE_END.search(text) and not NOISE.search(line):
+            kept.append(re.sub(r" {2,}", " ", text))
+    return [kept]
+
+
+def table_of_contents(lines: list[str]) -> tuple[set[str], int]:
+    """The titles listed under `Contents`, and the number of the line where the body begins."""
+    titles: set[str] = set()
+    if "Contents" not in lines:
+        return titles, 0
+    end = start = lines.index("Contents") + 1
+    for number in range(start, len(lines)):
+        if entry := CONTENTS_ENTRY.fullmatch(lines[number]):
+            titles.add(entry[1].strip())
+            end = number + 1
+        elif lines[number]:
+            break
+    return titles, end
