@@ -1,6 +1,6 @@
 """Makes the English corpus of the project's main results from its public sources.
 
-    python scripts/english.py OUTPUT                       all of it: 19 repositories, 212 MB of text
+    python scripts/english.py OUTPUT                       19 repositories, 212 MB of text
     python scripts/english.py OUTPUT --only python-peps    some sources, to try it
     python scripts/english.py OUTPUT --check FOLDER        and how near it comes to another copy
 

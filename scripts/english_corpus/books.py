@@ -36,7 +36,8 @@ def documents(raw: str, work: str) -> list[list[str]]:
             length += len(text) + 2
     records[0].insert(0, f"{front.get('Title', '')}\nby {front.get('Author', '')}")
     if len(records) > 1 and length < SHORTEST_RECORD:
-        records[-2] += records.pop()
+        tail = records.pop()
+        records[-1] += tail
     return records
 
 

@@ -17,11 +17,14 @@ SEQUENCE = 13  # words that a paragraph and an evaluation set may not have in co
 LARGEST_LOSS = 0.3  # of a document to repeats and evaluation sets, before all of it goes
 HELD_OUT_IN_A_THOUSAND = 5
 ORDER_SEED = 1234
-ADDRESS = re.compile(r"https?://|www\.|\b\w+\.(?:com|org|net|edu|gov)/")
+ADDRESS = re.compile(r"https?://|www\.")
 WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
-    "the of and to in a is that it for as was with be by on not he his but are this or had at"
-    " from you i which have an they were".split()
+    re.findall(
+        r"\w+",
+        "the of and to in a is that it for as was with be by on not he his but are this or had at"
+        " from you i which have an they were",
+    )
 )
 
 

@@ -13,7 +13,7 @@ DROPPED_SECTIONS = {
     "references and footnotes",
     "references/footnotes",
 }
-SHORTEST_PARAGRAPH = 80  # characters: shorter ones introduce code that is gone, or are lists'
+SHORTEST_PARAGRAPH = 60  # characters: shorter ones introduce code that is gone, or are lists'
 UNDERLINE = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}")
 TABLE = re.compile(r"^\s*(?:[+|]|=+ +=)")
 
@@ -46,7 +46,7 @@ def documents(raw: str, work: str) -> list[list[str]]:
             continue
         if lines[-1].rstrip().endswith("::"):
             literal_deeper_than = indent
-        if skipping or TABLE.match(lines[0]) or first.startswith((">>>", ":")):
+        if skipping or indent or TABLE.match(lines[0]) or first.startswith((">>>", ":")):
             continue
         kept += paragraphs(lines)
     return [[text for text in kept if text]]

@@ -28,21 +28,18 @@ APPARATUS = {
 }
 # Citation marks and editors' notes: [1], [a], [nb 3], [note 2], [citation needed], [1]:23.
 MARK = re.compile(
-    r"\[(?:\d{1,4}|[a-z]{1,2}|[ivx]+|(?:nb|note|n|fn|lower-alpha|Note|A|N|B|C|D|E|F|G)\.? ?\d*"
-    r"|update|edit|(?:[^\[\]]{0,40} )?(?:needed|source\??|sources|definition|verification)"
-    r"|clarification needed|citation needed[^\[\]]*|dead link|who\?|when\?|which\?|where\?|by whom\?"
-    r"|why\?|how\?|according to whom\?|dubious(?: – discuss)?|verify|sic|not in citation given"
-    r"|page needed|vague|weasel words|disputed(?: – discuss)?|neutrality is disputed"
-    r"|original research\?|failed verification|lacks stress|improper synthesis\?)\]"
-    r"(?::\s?\d+(?:[–,-]\s?\d+)*)?"
+    r"\[(?:\d{1,4}|[a-z]{1,2}|[ivx]+|(?:nb|note|n|fn|[A-G])\.? ?\d*|edit|update|verify|sic|vague"
+    r"|[^\[\]]{0,40}(?:needed|source\??|sources|definition|verification|\?)|weasel words|dead link"
+    r"|(?:dubious|disputed)(?: – discuss)?|not in citation given|lacks stress)\](?:,? ?:\s?\d+)?",
+    re.IGNORECASE,
 )
 SENTENCE_END = re.compile(r"[.?!][\"”’')]*$|[\"”)']$")
 CONTENTS_ENTRY = re.compile(r"\d+(?:\.\d+)* (.+)")
 # Lines of prose's form that are none: hatnotes, maintenance notices, formulas, broken mark-up.
 NOISE = re.compile(
     r"^(?:\^|For (?:other|the|more|a|an)\b.*(?:see|\(disambiguation\))|Main articles?:|See also:"
-    r"|Further information:|Not to be confused|This (?:article|section)\b.*\b(?:needs?|does not cite"
-    r"|may|is written|contains?|relies|has multiple|possibly)\b|Coordinates:|Play media)"
+    r"|Further information:|Not to be confused|Coordinates:|Play media|This (?:article|section)\b.*"
+    r"\b(?:needs?|does not cite|may|is written|contains?|relies|has multiple|possibly)\b)"
     r"|\(Learn how and when to remove|\{\\displaystyle|\\(?:frac|displaystyle|mathrm)\b"
 )
 
