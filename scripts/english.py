@@ -166,24 +166,36 @@ def evaluation_texts(folder: Path) -> Iterator[str]:
 
 
 def write(output: Path, rows: dict[str, list[dict[str, str]]]) -> None:
-    """The Parquet files, each whole or not at all; files of an earlier corpus there go first."""
-    output.mkdir(parents=True, exist_ok=True)
-    for old in [*output.glob("train-*.parquet"), *output.glob("validation.parquet")]:
-        old.unlink()
+    """The Parquet files: first all of them under other names, then in place of what was there.
+
+    Raises:
+        ValueError: nothing is left to write.
+    """
+    if not rows["train"]:
+        raise ValueError("nothing is left to train on after filtering; is --eval-dir right?")
     shards: dict[str, list[dict[str, str]]] = {}
     for side, documents in rows.items():
         ordered = [documents[i] for i in in_order(row["text"] for row in documents)]
-        if side == "validation":
-            shards["validation.parquet"] = ordered
-            continue
-        for number in range(TRAIN_FILES):
-            start, end = (len(ordered) * n // TRAIN_FILES for n in (number, number + 1))
-            shards[f"train-{number:05}-of-{TRAIN_FILES:05}.parquet"] = ordered[start:end]
-    for name, documents in shards.items():
-        if documents:
-            temporary = temporary_beside(output / name)
-            pq.write_table(pa.Table.from_pylist(documents, SCHEMA), temporary, compression="zstd")
-            temporary.replace(output / name)
+        count = min(TRAIN_FILES if side == "train" else 1, len(ordered))
+        for number in range(count):
+            start, end = (len(ordered) * n // count for n in (number, number + 1))
+            name = f"train-{number:05}-of-{count:05}" if side == "train" else side
+            shards[f"{name}.parquet"] = ordered[start:end]
+    output.mkdir(parents=True, exist_ok=True)
+    written: dict[Path, Path] = {}
+    try:
+        for name, documents in shards.items():
+            path = output / name
+            written[path] = temporary_beside(path)
+            table = pa.Table.from_pylist(documents, SCHEMA)
+            pq.write_table(table, written[path], compression="zstd", compression_level=12)
+        for old in [*output.glob("train-*.parquet"), *output.glob("validation.parquet")]:
+            old.unlink()
+        for path, temporary in written.items():
+            temporary.replace(path)
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
 
 
 def attribution(chosen: list[Source], listed: dict[str, list[Work]]) -> str:

@@ -34,9 +34,8 @@ def fetch(repository: str, commit: str, paths: list[str], cache: Path) -> Iterat
         ConnectionError: the repository or the commit cannot be had.
     """
     folder = cache / f"{repository.replace('/', '+')}.git"
-    if not (folder / "HEAD").is_file():
-        git("init", "--quiet", "--bare", str(folder))
-        git("-C", str(folder), "remote", "add", "origin", f"{HOST}{repository}.git")
+    git("init", "--quiet", "--bare", str(folder))  # changes nothing in one that is there
+    git("-C", str(folder), "config", "remote.origin.url", f"{HOST}{repository}.git")
     if commit not in present(folder):
         request(folder, repository, "--depth=1", "--filter=blob:none", "origin", commit)
     blobs = blobs_of(folder, commit)
