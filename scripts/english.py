@@ -30,6 +30,8 @@ comes. scripts/english.md holds what was measured.
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,13 +158,32 @@ def cleaned(work: Work, content: bytes, keep: Filter) -> list[str]:
 
 
 def evaluation_texts(folder: Path) -> Iterator[str]:
-    """The files of evaluation data; BLiMP's, which are no text from anywhere, excepted."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every text in evaluation data (.jsonl, .jsonl.gz, .txt), but BLiMP's, made by a grammar."""
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.name.endswith((".jsonl", ".jsonl.gz", ".txt")) and not path.name.startswith("blimp")
+    ]
     if not found:
-        raise FileNotFoundError(f"--eval-dir {folder}: no files there")
+        raise FileNotFoundError(f"--eval-dir {folder}: no .jsonl, .jsonl.gz or .txt files there")
     for path in found:
-        if "blimp" not in str(path.relative_to(folder)).lower():
-            yield path.read_text(encoding="utf-8", errors="replace")
+        whole = path.read_bytes()
+        text = (gzip.decompress(whole) if path.suffix == ".gz" else whole).decode("utf-8")
+        if path.suffix == ".txt":
+            yield text
+            continue
+        for line in text.split("\n"):
+            if line:
+                yield " ".join(strings_in(json.loads(line)))
+
+
+def strings_in(record: object) -> Iterator[str]:
+    """The strings among a record's values, however deep, in their order."""
+    if isinstance(record, str):
+        yield record
+    elif isinstance(record, dict | list):
+        for value in record.values() if isinstance(record, dict) else record:
+            yield from strings_in(value)
 
 
 def write(output: Path, rows: dict[str, list[dict[str, str]]]) -> None:

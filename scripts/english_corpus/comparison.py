@@ -8,9 +8,10 @@ has too; 1.0 both ways means the same words in the same order up to punctuation 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from english_corpus.documents import sequences
+from english_corpus.documents import held_by, sequences
 
 NEAR = 0.95
 
@@ -28,12 +29,13 @@ def compare(made: Path, other: Path) -> str:
     ]
     for source in sorted(ours.keys() & theirs.keys()):
         a, b = ([sequences(text) for text in side[source]] for side in (ours, theirs))
-        all_a, all_b = set().union(*a), set().union(*b)
-        common = len(all_a & all_b)
-        near = sum(len(one & all_a) >= NEAR * len(one) for one in b)
+        all_a, all_b = np.unique(np.concatenate(a)), np.unique(np.concatenate(b))
+        if not len(all_a) or not len(all_b):
+            continue
+        near = sum(held_by(one, all_a).mean() >= NEAR for one in b if len(one))
         lines.append(
-            f"{source:<42}{len(a):>12,}{len(b):>8,}{common / max(1, len(all_b)):>16.4f}"
-            f"{common / max(1, len(all_a)):>17.4f}{near / len(b):>11.3f}"
+            f"{source:<42}{len(a):>12,}{len(b):>8,}{held_by(all_b, all_a).mean():>16.4f}"
+            f"{held_by(all_a, all_b).mean():>17.4f}{near / len(b):>11.3f}"
         )
     lines.append(f"same work: share of the documents there of which we hold {NEAR:.0%} or more")
     return "\n".join(lines)

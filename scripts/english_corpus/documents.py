@@ -11,6 +11,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 SHORTEST_DOCUMENT = 800  # characters
 REPEATED_PARAGRAPH = 120  # characters: shorter ones (headings, refrains) may come again
 SEQUENCE = 13  # words that a paragraph and an evaluation set may not have in common
@@ -18,6 +21,7 @@ LARGEST_LOSS = 0.3  # of a document to repeats and evaluation sets, before all o
 HELD_OUT_IN_A_THOUSAND = 5
 ORDER_SEED = 1234
 ADDRESS = re.compile(r"https?://|www\.")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits well mixed
 WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
     re.findall(
@@ -34,10 +38,22 @@ def held_out(work: str) -> bool:
     return int(digest[:8], 16) % 1000 < HELD_OUT_IN_A_THOUSAND
 
 
-def sequences(text: str) -> set[int]:
-    """Every run of 13 words, in lower case and without punctuation, as a hash."""
-    words = WORD.findall(text.lower())
-    return {hash(tuple(words[i : i + SEQUENCE])) for i in range(len(words) - SEQUENCE + 1)}
+def sequences(text: str) -> NDArray[np.uint64]:
+    """Every run of 13 words, in lower case and without punctuation, as a 64-bit hash."""
+    # A word's hash is Python's own: it differs from process to process, equality does not.
+    words = np.array([hash(word) for word in WORD.findall(text.lower())], np.int64)
+    words = words.view(np.uint64)
+    count = max(0, len(words) - SEQUENCE + 1)
+    found = np.zeros(count, np.uint64)
+    for offset in range(SEQUENCE):
+        found = found * MULTIPLIER + words[offset : offset + count]  # modulo 2^64
+    return found
+
+
+def held_by(wanted: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of `wanted` are in `ordered`, which ascends and is not empty."""
+    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return ordered[places] == wanted
 
 
 def is_english(text: str) -> bool:
@@ -62,9 +78,8 @@ class Filter:
     def __init__(self, evaluation: Iterable[str] = ()) -> None:
         """Forbid every sequence of 13 words of the texts in `evaluation`."""
         self.dropped: dict[str, int] = {}
-        self._forbidden: set[int] = set()
-        for text in evaluation:
-            self._forbidden |= sequences(text)
+        forbidden = [sequences(text) for text in evaluation]
+        self._forbidden = np.unique(np.concatenate(forbidden or [sequences("")]))
         self._paragraphs: set[bytes] = set()
         self._documents: set[bytes] = set()
 
@@ -105,7 +120,7 @@ class Filter:
         return True
 
     def _evaluated(self, paragraph: str) -> bool:
-        if not self._forbidden or self._forbidden.isdisjoint(sequences(paragraph)):
+        if not len(self._forbidden) or not held_by(sequences(paragraph), self._forbidden).any():
             return False
         self._drop("paragraphs of an evaluation set")
         return True

@@ -15,7 +15,8 @@ DROPPED_SECTIONS = {
 }
 SHORTEST_PARAGRAPH = 60  # characters: shorter ones introduce code that is gone, or are lists'
 UNDERLINE = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}")
-TABLE = re.compile(r"^\s*(?:[+|]|=+ +=)")
+# Indented (code, quotations, what belongs to a directive), a directive, a table, a field, a prompt.
+NO_PROSE = re.compile(r"\s|\.\.(?: |$)|[+|]|=+ +=|:|>>>|$")
 
 
 def documents(raw: str, work: str) -> list[list[str]]:
@@ -23,33 +24,21 @@ def documents(raw: str, work: str) -> list[list[str]]:
     header, _, body = raw.replace("\r\n", "\n").expandtabs(8).partition("\n\n")
     title = re.search(r"^Title: *(.+(?:\n +.+)*)", header, re.MULTILINE)
     kept = [" ".join(title[1].split())] if title else []
-    literal_deeper_than: int | None = None  # indentation of what introduced a literal block
     skipping = False
     for block in re.split(r"\n(?:[ \t]*\n)+", body.strip("\n")):
         lines = block.rstrip().split("\n")
-        indent = len(lines[0]) - len(lines[0].lstrip())
-        if literal_deeper_than is not None:
-            if indent > literal_deeper_than:
-                continue
-            literal_deeper_than = None
         while heading := heading_of(lines):
             text, used = heading
             skipping = text.casefold() in DROPPED_SECTIONS
             if not skipping:
                 kept.append(text)
             lines = lines[used:]
-        if not lines or not any(line.strip() for line in lines):
+        if skipping or not lines or NO_PROSE.match(lines[0]):
             continue
-        first = lines[0].strip()
-        if first.startswith(".. ") or first == "..":
-            literal_deeper_than = indent
-            continue
-        if lines[-1].rstrip().endswith("::"):
-            literal_deeper_than = indent
-        if skipping or indent or TABLE.match(lines[0]) or first.startswith((">>>", ":")):
-            continue
-        kept += paragraphs(lines)
-    return [[text for text in kept if text]]
+        text = inline(" ".join(line.strip() for line in lines))
+        if len(text) >= SHORTEST_PARAGRAPH:
+            kept.append(text)
+    return [kept]
 
 
 def heading_of(lines: list[str]) -> tuple[str, int] | None:
@@ -61,12 +50,6 @@ def heading_of(lines: list[str]) -> tuple[str, int] | None:
         if underline and not UNDERLINE.fullmatch(lines[0].rstrip()):
             return lines[0].strip(), 2
     return None
-
-
-def paragraphs(lines: list[str]) -> list[str]:
-    """A block as one paragraph, if it is long enough to be prose."""
-    joined = inline(" ".join(line.strip() for line in lines))
-    return [joined] if len(joined) >= SHORTEST_PARAGRAPH else []
 
 
 def inline(text: str) -> str:

@@ -54,7 +54,6 @@ def blocks(parent: ElementTree.Element) -> list[str]:
     """The paragraphs under an element: text between blocks is a paragraph, a block its own."""
     kept: list[str] = []
     running = [parent.text or ""]
-    title = ""
 
     def end_paragraph() -> None:
         text = tidy("".join(running))
@@ -64,10 +63,8 @@ def blocks(parent: ElementTree.Element) -> list[str]:
 
     for child in parent:
         kind = name(child)
-        if kind == "title" and name(parent) == "para":
-            title = tidy(inline(child))
-            running.append("" if not title else title if title[-1] in ".?!:" else f"{title}.")
-            running.append(" ")
+        if kind == "title" and name(parent) == "para" and (title := tidy(inline(child))):
+            running.append(f"{title} " if title.endswith((".", "?", "!", ":")) else f"{title}. ")
         elif kind == "title":
             end_paragraph()
             kept.append(tidy(inline(child)))

@@ -11,7 +11,9 @@ import re
 
 SHORTEST_PARAGRAPH = 100  # characters; list items, captions and cells are mostly shorter
 
-# Sections that end an article's prose: what follows is apparatus.
+# Lines that end an article's prose: what follows is apparatus. The corpus that this one follows
+# took them wherever they stood, as a section's heading or a column's, and "Literature" for a
+# reading list, which it seldom is; so some articles end early, here as there.
 APPARATUS = {
     "see also",
     "references",
@@ -20,11 +22,13 @@ APPARATUS = {
     "further reading",
     "external links",
     "bibliography",
-    "citations",
     "sources",
     "notes and references",
     "references and notes",
     "works cited",
+    "literature",
+    "filmography",
+    "discography",
 }
 # Citation marks and editors' notes: [1], [a], [nb 3], [note 2], [citation needed], [1]:23.
 MARK = re.compile(
@@ -35,10 +39,13 @@ MARK = re.compile(
 )
 SENTENCE_END = re.compile(r"[.?!][\"”’')]*$|[\"”)']$")
 CONTENTS_ENTRY = re.compile(r"\d+(?:\.\d+)* (.+)")
+# A number's key for sorting in a table, which no browser shows: 7008299792458000000♠299792458.
+SORT_KEY = re.compile(r"\d+♠")
 # Lines of prose's form that are none: hatnotes, maintenance notices, formulas, broken mark-up.
 NOISE = re.compile(
     r"^(?:\^|For (?:other|the|more|a|an)\b.*(?:see|\(disambiguation\))|Main articles?:|See also:"
-    r"|Further information:|Not to be confused|Coordinates:|Play media|This (?:article|section)\b.*"
+    r"|Further information:|Not to be confused|Coordinates:|Play media|This article is about"
+    r"|This (?:article|section)\b.*"
     r"\b(?:needs?|does not cite|may|is written|contains?|relies|has multiple|possibly)\b)"
     r"|\(Learn how and when to remove|\{\\displaystyle|\\(?:frac|displaystyle|mathrm)\b"
 )
@@ -47,18 +54,21 @@ NOISE = re.compile(
 def documents(raw: str, work: str) -> list[list[str]]:
     """The one document of a page: its title, then headings and paragraphs in their order."""
     lines = [line.strip() for line in raw.replace("\xa0", " ").split("\n")]
-    headings, body = table_of_contents(lines)
+    titles, body = table_of_contents(lines)
     kept = [work.removeprefix("wiki/")]
+    heading = ""  # the last one seen, until there is a paragraph under it
     for number, line in enumerate(lines):
         title = line.removesuffix("[edit]").strip()
-        if number >= body and (line.endswith("[edit]") or title in headings):
-            if title.casefold() in APPARATUS:
-                break
-            kept.append(title)
+        if number >= body and len(kept) > 1 and title.casefold() in APPARATUS:
+            break
+        if number >= body and (line.endswith("[edit]") or title in titles):
+            heading = title
             continue
-        text = MARK.sub("", line).strip()
+        text = SORT_KEY.sub("", MARK.sub("", line)).replace("( listen)", "").strip()
         if len(text) >= SHORTEST_PARAGRAPH and SENTENCE_END.search(text) and not NOISE.search(line):
+            kept += [heading] if heading else []
             kept.append(re.sub(r" {2,}", " ", text))
+            heading = ""
     return [kept]
 
 
