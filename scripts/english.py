@@ -14,8 +14,7 @@ drops repeats, and writes into OUTPUT
 Whole works are held out: a work is for validation when int(sha256("holdout:" + name)[:8], 16) %
 1000 < 5. A suite of runs, or one run, uses the corpus by
 
-    --data.corpus "files:OUTPUT/train-*.parquet" \\
-    --data.validation-corpus "files:OUTPUT/validation.parquet"
+    --data.corpus "files:OUTPUT/train-*.parquet held-out files:OUTPUT/validation.parquet"
 
 What was fetched stays in the cache and is not fetched again; a run that was cut short goes on. To
 take the repositories from elsewhere (a mirror, a folder), tell git, not this script:

@@ -275,4 +275,4 @@ def test_the_help_says_how_a_run_uses_the_corpus(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         english.main(["--help"])
     assert ended.value.code == 0
-    assert '--data.validation-corpus "files:OUTPUT/validation.parquet"' in capsys.readouterr().out
+    assert "train-*.parquet held-out files:OUTPUT/validation.parquet" in capsys.readouterr().out
