@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from strata import cli
+from strata.ablations import load_stored
 from strata.config import Config
 from strata.data import Corpus
 from strata.evaluation import load_overlap, load_results, split_result
@@ -347,6 +348,10 @@ def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     assert str(runs) in shown
     assert strata("ablate", *options, "--dry-run") == 0
     assert "4 finished; left: 0 TFLOP" in capsys.readouterr().out
+    assert strata("ablate", *options, "--store", tmp_path / "runs.jsonl") == 0
+    assert [run.name for run in load_stored(tmp_path / "runs.jsonl")][:2] == [
+        "gpt3-seed3", "gpt3-seed4"
+    ]  # fmt: skip
     assert strata("ablate", *options, "--only", "gpt4") == 1
     assert "no variant 'gpt4'" in capsys.readouterr().err
     assert strata("ablate", "--seeds", "0", "--output", runs, suite) == 1

@@ -30,6 +30,7 @@ def ablate(
     fresh: bool = False,
     stop_hopeless: float = 0.0,
     output: Path | None = None,
+    store: Path | None = None,
 ) -> None:
     """Make the runs of a suite and compare them; the same command goes on where one stopped.
 
@@ -48,8 +49,11 @@ def ablate(
         stop_hopeless: Stop a variant's run that is worse than every finished run of the base by
             more than so many bits per byte at as many tokens, after a third of it; 0 = none.
         output: The folder of the suite's runs; runs/SUITE/ablations if it is not given.
+        store: Keep the finished runs in this one small file too (.jsonl), which chapter 5 and the
+            paper read. Folders of the corpus are called there by their last name.
     """
     import dataclasses
+    import re
 
     from strata import ablations
     from strata.data import absolute_spec
@@ -77,6 +81,10 @@ def ablate(
         _print_ablations(asked, folder, error.finished)
         raise
     _print_ablations(asked, folder, finished)
+    if store is not None:
+        folders = re.findall(r"(?:files:|,)(/[^,:]*)/[^,/ ]*", asked.base.data.corpus)
+        places = {place: Path(place).name for place in folders}
+        print(f"stored: {ablations.store_runs(folder, store, places=places)}")
 
 
 def _print_ablations(suite: "Suite", folder: Path, finished: "list[RunSummary]") -> None:
