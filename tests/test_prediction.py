@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stored_runs import BASE, write_run
 
+from strata.ablations.power_law import fit_power_law
 from strata.ablations.prediction import check, hash_of, read_prediction, register, tokens_of
 from strata.ablations.scaling import ScalingLaw, fit_scaling_law
 from strata.ablations.stored import load_stored, store_runs
@@ -46,6 +47,16 @@ def register_meant(path, grid, run_dir, **changes):
     _, runs, fit = grid
     arguments = {"name": "far", "config": BASE.override(MEANT), "run_dir": run_dir, **changes}
     return register(path, arguments.pop("fit", fit), arguments.pop("runs", runs), **arguments)
+
+
+def test_a_line_through_the_least_losses_may_predict_beside_the_law(grid, tmp_path):
+    line = fit_power_law([1e6, 1e7, 1e8], [4.0, 2.0, 1.0])
+    path = register_meant(tmp_path / "far.json", grid, tmp_path / "far-seed0", frontier=line)
+    held = read_prediction(path)
+    assert held["predicted_bits_per_byte"]["estimate"] == pytest.approx(line.loss(held["flops"]))
+    plain = read_prediction(register_meant(tmp_path / "law.json", grid, tmp_path / "far-seed0"))
+    assert plain["predicted_bits_per_byte"] == plain["by_the_law"] == held["by_the_law"]
+    assert held["predicted_by"] != plain["predicted_by"]
 
 
 def begin(folder, moment):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from strata.ablations.analysis import Interval
+from strata.ablations.power_law import PowerLaw
 from strata.ablations.scaling import ScalingFit
 from strata.ablations.stored import run_line, without_places
 from strata.ablations.summary import RunSummary
@@ -64,15 +65,18 @@ def register(
     name: str,
     config: Config,
     run_dir: str | Path,
+    frontier: PowerLaw | None = None,
     confidence: float = 0.95,
     places: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write down what `fit` expects of a run that is yet to be made; returns `path`.
+    """Write down what is expected of a run that is yet to be made; returns `path`.
 
     Args:
         path: of the new file.
         fit: to final losses over all parameters and tokens, with a bootstrap.
         runs: those that were fitted, in the order in which they were.
+        frontier: the line through the least losses of each compute. If it is given, it makes the
+            prediction, and what `fit` expects is written beside it.
         name: what the run is called.
         config: its whole configuration.
         run_dir: the folder in which it will be made.
@@ -93,9 +97,14 @@ def register(
         raise ValueError("the runs are not those of the fit, in its order: pass what was fitted")
     parameters, tokens = count_parameters(config.model)["total"], tokens_of(config)
     expected = fit.predict_run(parameters, tokens, confidence)
-    if fit.law is None or expected is None or not np.isfinite(expected.high - expected.low):
-        reason = "; ".join(fit.problems) or "it was made without a bootstrap"
+    flops = tokens * flops_per_token(config.model)
+    predicted = expected if frontier is None else frontier.predict(flops, confidence)
+    intervals = [found for found in (expected, predicted) if found is not None]
+    if fit.law is None or not all(np.isfinite(one.high - one.low) for one in intervals):
+        reason = "; ".join(fit.problems) or "it was made without a bootstrap, or of too few runs"
         raise ValueError(f"the fit gives no interval to register: {reason}")
+    assert expected is not None
+    assert predicted is not None
     commit, dirty = code_version()
     document = {
         "format": FORMAT,
@@ -108,8 +117,10 @@ def register(
         "config_hash": config.hash(),
         "parameters": parameters,
         "tokens": tokens,
-        "flops": tokens * flops_per_token(config.model),
-        "predicted_bits_per_byte": dataclasses.asdict(expected),
+        "flops": flops,
+        "predicted_by": "the law" if frontier is None else "the line through the least losses",
+        "predicted_bits_per_byte": dataclasses.asdict(predicted),
+        "by_the_law": dataclasses.asdict(expected),
         "fit": {
             "law": dataclasses.asdict(fit.law),
             "spread": fit.spread,
