@@ -35,6 +35,7 @@ def test_the_cost_between_two_points_is_interpolated_in_its_logarithm():
     assert cost_to_reach(curve, 1.0) == (pytest.approx(1000.0), "exact")
     assert cost_to_reach(curve, 0.5) == (1000.0, "at least")
     assert cost_to_reach(curve, 3.5) == (10.0, "at most")
+    assert cost_to_reach(curve, 3.0) == (10.0, "at most")
 
 
 def test_a_curve_that_rises_again_counts_from_its_first_passage():
@@ -148,6 +149,14 @@ def test_a_baseline_that_no_size_brings_to_the_loss_gives_a_lower_bound():
         parameter_multiplier(ours, theirs, target=below)
     found = parameter_multiplier(ours, theirs, target=float(theirs[0].bits_per_byte[1]))
     assert (found.bound, found.by_seed[0]) == ("at least", pytest.approx(2.0))
+
+
+def test_a_recipe_of_one_size_does_not_say_how_few_parameters_would_have_done():
+    one = SizeCurve(np.array([1.6e6]), sizes_of(3.0).bits_per_byte[-1:], 1e6)
+    assert size_to_reach(one, float(one.bits_per_byte[0])) == (1.6e6, "at most")
+    found = parameter_multiplier({0: sizes_of()}, {0: one})
+    assert (found.bound, found.by_seed[0]) == ("at most", pytest.approx(3.0))
+    assert parameter_multiplier({0: one}, {0: sizes_of()}).bound == "at least"
 
 
 def test_a_larger_model_that_came_out_worse_is_taken_for_noise():

@@ -93,7 +93,7 @@ def cost_to_reach(curve: LearningCurve, target: float, axis: Axis = "flops") -> 
 
     Between the last point above the target and the first at or below it the loss is taken as
     linear in the logarithm of the cost. Nothing is extrapolated: a curve that never gets there
-    returns its last cost as "at least", one that starts there its first cost as "at most".
+    returns its last cost as "at least", one that starts at or below it its first cost as "at most".
     """
     cost = np.asarray(getattr(curve, axis), dtype=np.float64)
     if not np.all(np.isfinite(cost)):
@@ -112,7 +112,7 @@ def _first_at(cost: FloatArray, losses: FloatArray, target: float) -> tuple[floa
         return float(cost[-1]), "at least"
     after = int(reached[0])
     if after == 0:
-        return float(cost[0]), "exact" if losses[0] == target else "at most"
+        return float(cost[0]), "at most"  # less may have done, which was not measured
     above, below = losses[after - 1], losses[after]
     share = (above - target) / (above - below)
     logs = np.log(cost[after - 1 : after + 1])
@@ -168,7 +168,7 @@ def compute_multiplier(
     knows ten different samples and comes out much too narrow; prefer it from about ten seeds on.
 
     Raises ValueError without common seeds, and where neither run says anything of the target
-    (both never reached it, or both started below it).
+    (both never reached it, or both started there or below).
     """
     found = _by_seed(
         candidate,
@@ -193,7 +193,8 @@ def parameter_multiplier(
     Defined as `compute_multiplier` is, with the number of parameters as the cost and runs of equal
     tokens as the curve (`size_to_reach`). Without a `target` the loss compared is the best that
     both recipes reach at some size. For "how small may the candidate be to match the baseline of
-    one given size?", give that baseline's loss.
+    one given size?", give that baseline's loss. A recipe of one size alone bounds what it needs for
+    its own loss from above, since a smaller one might have come as far.
 
     Raises ValueError without common seeds, where the tokens of the runs differ, where one side
     counts all parameters and the other the body's, or where neither side says anything of the
