@@ -7,6 +7,7 @@ from strata.ablations.sweep import run_suite
 from strata.ablations.variants import Suite, Variant
 from strata.config import Config
 from strata.training.folder import code_hash
+from strata.training.guard import Diverged
 
 TINY = Config().override(
     {
@@ -29,8 +30,9 @@ GELU = Variant("gelu", {"model.activation": "gelu"}, "GELU.")
 class StandIn:
     """In place of the trainer: writes the folder of a finished run and remembers its name."""
 
-    def __init__(self, fails=(), best_rate=0.02):
+    def __init__(self, fails=(), best_rate=0.02, diverges=()):
         self.made, self.fails, self.best_rate = [], set(fails), best_rate
+        self.diverges = set(diverges)
 
     def __call__(self, config, folder, callbacks=()):
         self.made.append(folder.name)
@@ -38,7 +40,9 @@ class StandIn:
         config.save(folder / "config.toml")
         (folder / "provenance.json").write_text(json.dumps({"code": code_hash()}))
         if folder.name in self.fails:
-            raise RuntimeError("the loss is nan at step 3")
+            raise OSError("no space left on device")
+        if folder.name in self.diverges:
+            raise Diverged("the loss is nan at step 3")
         loss = 2.0 + 0.1 * config.training.seed
         loss += 0.2 * (config.model.activation == "gelu")
         loss += abs(math.log(config.optimizer.learning_rate / self.best_rate))

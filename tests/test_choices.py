@@ -55,17 +55,39 @@ def test_another_question_is_tuned_again(tmp_path):
 
 
 def test_a_choice_is_not_settled_while_a_trial_may_yet_succeed(tmp_path):
-    class Diverges(StandIn):
-        def __call__(self, config, folder, callbacks=()):
-            if folder.name == "gelu@learning_rate=0.1-seed1000":
-                raise type("Diverged", (RuntimeError,), {})("the loss is nan")
-            super().__call__(config, folder, callbacks)
-
+    trial = "gelu@learning_rate=0.1-seed1000"
     suite = suite_of(STRATA, GELU, tunings=(Tuning("gelu", RATE, (0.01, 0.1)),))
-    sweep(suite, tmp_path / "a", StandIn(fails=["gelu@learning_rate=0.1-seed1000"]))
-    assert read_choices(tmp_path / "a") == []
-    sweep(suite, tmp_path / "b", Diverges())
-    assert len(read_choices(tmp_path / "b")) == 1
+    train = StandIn(fails=[trial])
+    with pytest.raises(SweepError, match="no space left") as caught:
+        sweep(suite, tmp_path, train)
+    assert list(caught.value.failures) == [trial]
+    assert not {"gelu-seed0", "gelu-seed1"} & set(train.made)
+    assert read_choices(tmp_path) == []
+    again = StandIn(best_rate=0.1)
+    sweep(suite, tmp_path, again)
+    assert again.made == [trial, "gelu-seed0", "gelu-seed1"]
+    assert read_choices(tmp_path)[0]["chosen"] == {RATE: 0.1}
+
+
+def test_a_trial_that_diverged_is_an_answer_and_is_not_tried_again(tmp_path):
+    class Overflows(StandIn):
+        def __call__(self, config, folder, callbacks=()):
+            super().__call__(config, folder, callbacks)
+            if "=0.2" in folder.name:
+                path = folder / "summary.json"
+                held = json.loads(path.read_text()) | {"validation_bits_per_byte": math.nan}
+                path.write_text(json.dumps(held))
+
+    suite = suite_of(STRATA, GELU, tunings=(Tuning("gelu", RATE, (0.01, 0.02, 0.1, 0.2)),))
+    sweep(suite, tmp_path, Overflows(diverges=["gelu@learning_rate=0.1-seed1000"]))
+    (entry,) = read_choices(tmp_path)
+    assert [one["outcome"][:9] for one in entry["results"]] == [
+        *["finished"] * 2,
+        *["Diverged:"] * 2,
+    ]
+    again = StandIn()
+    sweep(suite, tmp_path, again)
+    assert again.made == []
 
 
 def test_no_run_is_made_of_a_variant_that_could_not_be_tuned(tmp_path):

@@ -99,11 +99,15 @@ class RunSummary:
         return str(self.record.get("stopped", ""))
 
 
+class WithoutResult(ValueError):
+    """A run came to its end with a loss that is no number."""
+
+
 def summarise(folder: str | Path) -> RunSummary:
     """Read a finished run's folder, named `<variant>-seed<k>`.
 
-    Raises FileNotFoundError where the run is not finished, ValueError where its loss is not
-    finite or its name does not say variant and seed.
+    Raises FileNotFoundError where the run is not finished, WithoutResult where its loss is not
+    finite, ValueError where its name does not say variant and seed.
     """
     folder = Path(folder)
     variant, _, seed = folder.name.rpartition("-seed")
@@ -114,7 +118,7 @@ def summarise(folder: str | Path) -> RunSummary:
         raise FileNotFoundError(f"{path}: no such file; the run is not finished")
     record = json.loads(path.read_text(encoding="utf-8"))
     if not math.isfinite(record["validation_bits_per_byte"]):
-        raise ValueError(f"{folder}: its final loss is not finite, the run diverged")
+        raise WithoutResult(f"{folder}: its final loss is not finite, the run diverged")
     lines = read_metrics(folder)
     return RunSummary(
         variant=variant,

@@ -12,7 +12,8 @@ A run whose folder holds a summary and the wanted configuration is left alone, w
 the code made it (`strata/ablations/plan.py` says why, and what `fresh` is for); one that was
 interrupted goes on from its checkpoint; one of another configuration is put aside and the run made
 anew. The seeds are the outer loop, so a sweep that is stopped early has every variant equally
-often. A run that fails is reported at the end and costs nothing but itself.
+often. A run that fails is reported at the end and costs nothing but itself; a trial that fails, its
+tuning and the variants behind it, until it is made: only that it diverged is an answer.
 
 Small runs gain little from several threads. Where the suite's `training.threads` is less than the
 number of cores, runs go side by side in as many processes as fit; on GPUs, one on each.
@@ -55,16 +56,18 @@ from strata.ablations.plan import (
     trials_of,
 )
 from strata.ablations.processes import available_cores, side_by_side
-from strata.ablations.summary import RunSummary, summarise
+from strata.ablations.summary import RunSummary, WithoutResult, summarise
 from strata.ablations.variants import Changes, Search, Suite, Tuning
 from strata.config import Config
 from strata.data import prepare
 from strata.training import Callback, Trainer
 from strata.training.folder import code_hash
+from strata.training.guard import Diverged
 
 Train = Callable[[Config, Path, Sequence[Callback]], None]
 FINISHED = "finished"
 HOPELESS = "hopeless: "
+DIVERGED = "Diverged: "
 
 
 class SweepError(RuntimeError):
@@ -212,24 +215,26 @@ def _settle(
             open_ones.append(tuning)
     lost = _make([run for one in open_ones for run in trials_of(suite, one)], task, workers, bar)
     for tuning in open_ones:
+        names = {run.folder_name for run in trials_of(suite, tuning)}
+        own = {name: reason for name, reason in lost.items() if name in names}
+        found: Changes = {}
         try:
             if isinstance(tuning, Search):
                 found = _search(suite, tuning, task, workers, not bar.disable)
-            else:
-                found = _weigh(suite, tuning, task, lost)
+            elif all(reason.startswith(DIVERGED) for reason in own.values()):
+                found = _weigh(suite, tuning, task, own)
         except (RuntimeError, OSError, ValueError) as error:
             failures[f"tuning of {tuning.variant}"] = str(error)
             continue
         if found:
             chosen.append((tuning, found))
         else:  # a rate that is too high may diverge; all of them may not
-            names = {run.folder_name for run in trials_of(suite, tuning)}
-            failures |= {name: reason for name, reason in lost.items() if name in names}
+            failures |= own
     return chosen, failures
 
 
 def _weigh(suite: Suite, tuning: Tuning, task: _Task, lost: Mapping[str, str]) -> Changes:
-    """What the trials of given values chose; nothing where none is finished."""
+    """What the trials of given values chose; nothing where all have diverged."""
     finished = finished_runs(trials_of(suite, tuning), task.folder, task.fresh)
     field = tuning.field
     chosen = best_choices(suite, finished).get(tuning.variant, {})
@@ -237,8 +242,7 @@ def _weigh(suite: Suite, tuning: Tuning, task: _Task, lost: Mapping[str, str]) -
         return {}
     results = results_of_trials(suite, tuning, finished, lost)
     best = next(one for one in results if one["values"] == {field: chosen[field]})
-    if all(one["outcome"].startswith((FINISHED, "Diverged")) for one in results):
-        keep_choice(suite, tuning, task.folder, results, best)
+    keep_choice(suite, tuning, task.folder, results, best)
     return {field: chosen[field]}
 
 
@@ -347,6 +351,8 @@ def _attempt(task: _Task, run: PlannedRun) -> str:
         summarise(folder)
     except Hopeless as stopped:
         return f"{HOPELESS}{stopped}"
+    except (Diverged, WithoutResult) as error:
+        return f"{DIVERGED}{error}"
     except Exception as error:  # whatever it was, the other runs go on
         return f"{type(error).__name__}: {error}"
     return FINISHED
