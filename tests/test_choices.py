@@ -206,6 +206,19 @@ def test_a_finished_run_of_another_configuration_is_put_aside_not_deleted(tmp_pa
     assert [run.folder.name for run in load_suite(tmp_path)] == ["gelu-seed0", "strata-seed0"]
 
 
+def test_what_was_put_aside_is_never_deleted(tmp_path):
+    suite = suite_of(STRATA, seeds=(0,))
+    for number in range(3):
+        sweep(suite, tmp_path, StandIn())
+        (tmp_path / "strata-seed0" / f"kept{number}").touch()
+        by_other_code(tmp_path / "strata-seed0")
+        (tmp_path / "strata-seed0" / "summary.json").unlink()
+    sweep(suite, tmp_path, StandIn())
+    kept = {path.parent.name: path.name for path in (tmp_path / "replaced").glob("*/kept*")}
+    first = f"strata-seed0-{TINY.hash()}"
+    assert kept == {first: "kept0", f"{first}-2": "kept1", f"{first}-3": "kept2"}
+
+
 def test_runs_that_read_different_text_are_not_compared(tmp_path):
     suite = suite_of(STRATA, GELU, seeds=(0,))
     sweep(suite, tmp_path, StandIn())

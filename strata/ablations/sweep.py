@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -362,7 +363,7 @@ def _make_room(run: PlannedRun, task: _Task) -> None:
     """Put aside what the folder of a run holds of another run; leave what is not a run.
 
     With `fresh`, whose runs are cheap, it is removed; otherwise it lies under `replaced/` by the
-    hash of its configuration.
+    hash of its configuration, with a number where that is taken.
     """
     folder = task.folder / run.folder_name
     if not folder.exists() or not any(folder.iterdir()):
@@ -375,8 +376,9 @@ def _make_room(run: PlannedRun, task: _Task) -> None:
         shutil.rmtree(folder)
         return
     held = Config.load(folder / "config.toml").hash()
-    aside = task.folder / "replaced" / f"{folder.name}-{held}"
-    if aside.exists():
-        shutil.rmtree(aside)
+    first = aside = task.folder / "replaced" / f"{folder.name}-{held}"
+    numbers = count(2)
+    while aside.exists():
+        aside = first.with_name(f"{first.name}-{next(numbers)}")
     aside.parent.mkdir(exist_ok=True)
     folder.rename(aside)
