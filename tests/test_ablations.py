@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -100,6 +102,22 @@ def test_a_stop_ends_the_sweep_and_the_next_call_goes_on(tmp_path):
     train = StandIn()
     sweep(suite_of(STRATA, GELU), tmp_path, train)
     assert train.made == ["gelu-seed0", "strata-seed1", "gelu-seed1"]
+
+
+def test_two_sweeps_of_one_folder_do_not_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("strata.training.lock.PATIENCE", 0.1)
+    hold = (
+        "import sys\nfrom pathlib import Path\nfrom strata.training.lock import OneWriter\n"
+        "with OneWriter(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command, train = [sys.executable, "-c", hold, str(tmp_path)], StandIn()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match=f"in use by process {other.pid} on"):
+            sweep(suite_of(STRATA), tmp_path, train)
+        other.stdin.close()
+    assert train.made == []
+    assert len(sweep(suite_of(STRATA), tmp_path, train)) == 2
 
 
 def test_a_folder_that_is_no_run_is_not_removed(tmp_path):

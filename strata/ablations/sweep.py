@@ -64,6 +64,7 @@ from strata.data import prepare
 from strata.training import Callback, Trainer
 from strata.training.folder import code_hash
 from strata.training.guard import Diverged
+from strata.training.lock import OneWriter
 
 Train = Callable[[Config, Path, Sequence[Callback]], None]
 FINISHED = "finished"
@@ -117,6 +118,7 @@ def run_suite(
         train: makes one run.
 
     Raises:
+        BlockingIOError: if another process is at work in the folder, saying which.
         SweepError: after everything else is done, when runs failed; `load_suite` still reads what
             is there. After an interrupt (KeyboardInterrupt) the next call continues.
         ValueError: if a pattern fits no variant, or runs have read different text.
@@ -127,20 +129,22 @@ def run_suite(
         )
     folder = Path(folder)
     wanted = suite.named(only or ["*"])
-    folder.mkdir(parents=True, exist_ok=True)
     workers = workers or room_for(suite.base)
     task = _Task(folder, train, fresh)
     tunings = wanted_tunings(suite, wanted)
     trials = [run for tuning in tunings for run in trials_of(suite, tuning)]
     unmade = [run for run in planned_runs(suite) if run.variant in wanted]
-    with tqdm(
-        total=sum(run.flops for run in trials + unmade),
-        unit="FLOP",
-        unit_scale=True,
-        smoothing=0,
-        desc=suite.name,
-        disable=not progress,
-    ) as bar:
+    with (
+        OneWriter(folder),
+        tqdm(
+            total=sum(run.flops for run in trials + unmade),
+            unit="FLOP",
+            unit_scale=True,
+            smoothing=0,
+            desc=suite.name,
+            disable=not progress,
+        ) as bar,
+    ):
         chosen, failures = _settle(suite, tunings, task, workers, bar)
         untuned = {
             name
