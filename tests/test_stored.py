@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 from stored_runs import BASE, write_run
@@ -16,6 +17,8 @@ from strata.ablations.summary import (
     size_curves,
     summarise,
 )
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -135,13 +138,38 @@ def test_a_damaged_file_is_named_with_its_line(suite, tmp_path):
     path.write_text("".join([*lines[:4], lines[4][:50] + "\n", *lines[5:]]))
     with pytest.raises(ValueError, match=r"runs\.jsonl, line 5"):
         load_stored(path)
-    without = {key: value for key, value in json.loads(lines[4]).items() if key != "record"}
+    without = {
+        key: value for key, value in json.loads(lines[4]).items() if key not in ("record", "digest")
+    }
     path.write_text("".join([*lines[:4], json.dumps(without) + "\n", *lines[5:]]))
     with pytest.raises(ValueError, match=r"runs\.jsonl, line 5: expected a run \('record'\)"):
         load_stored(path)
     path.write_text("{}\n")
     with pytest.raises(ValueError, match="line 1: expected a file of stored runs"):
         load_stored(path)
+
+
+def test_a_line_that_was_changed_or_stands_there_twice_is_named(suite, tmp_path):
+    path = store_runs(suite, tmp_path / "runs.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    changed = lines[4].replace('"memory_bytes": 1004', '"memory_bytes": 1005')
+    path.write_text("".join([*lines[:4], changed, *lines[5:]]))
+    with pytest.raises(ValueError, match=r"line 5.*its digest is"):
+        load_stored(path)
+    path.write_text("".join([*lines[:4], lines[3], *lines[5:]]))
+    with pytest.raises(ValueError, match=r"line 5.*gelu-seed2 stands in the file twice"):
+        load_stored(path)
+    other = json.loads(lines[4])
+    del other["digest"]  # as in files from before there was one
+    other["provenance"]["config_hash"] = "0" * 16
+    path.write_text("".join([*lines[:4], json.dumps(other) + "\n", *lines[5:]]))
+    with pytest.raises(ValueError, match=r"line 5.*its provenance of 0000"):
+        load_stored(path)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "paper" / "runs").glob("*.jsonl")))
+def test_the_stored_runs_of_the_repository_can_be_read(path):
+    assert load_stored(path)
 
 
 def test_runs_of_several_sizes_make_a_size_curve_a_seed(tmp_path):

@@ -8,12 +8,15 @@ A line a run, by name and seed, after a first line that says what all of them sh
     {"format": "strata-runs-1", "base": {…a configuration…}, "runs": 41, "choices": […],
      "left_out": {…}}
     {"variant": "gelu", "seed": 0, "changes": {"model.activation": "gelu"}, "provenance": {…},
-     "record": {…}, "memory_bytes": …, "tokens": […], "seconds": […], "bits_per_byte": […]}
+     "record": {…}, "memory_bytes": …, "tokens": […], "seconds": […], "bits_per_byte": […],
+     "digest": "0123456789abcdef"}
 
 `changes` is what the run's configuration has otherwise than the first line's, `record` the run's
-own summary, the three lists its validations. Trials of tunings are runs like any other; what was
-chosen from which trials stands under `choices`, as the suites' `choices.json` have it. Runs that
-are not finished or diverged are named under `left_out`, so that what was tried is not forgotten.
+own summary, the three lists its validations, `digest` the hash of the line and the configuration
+that it changes (files written before there was one lack it). Trials of tunings are runs like any
+other; what was chosen from which trials stands under `choices`, as the suites' `choices.json` have
+it. Runs that are not finished or diverged are named under `left_out`, so that what was tried is not
+forgotten.
 
 Equal runs make equal bytes, wherever their folders lie: nothing is written of a place. Where a
 configuration names one, as a corpus on this machine, it is given the name that `places` has for it.
@@ -21,6 +24,7 @@ configuration names one, as a corpus on this machine, it is given the name that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +86,8 @@ def store_runs(
     for number, line in enumerate(lines):
         where = f"{line['variant']}-seed{line['seed']}" if number else "the base"
         lines[number] = without_places(line, places or {}, where)
+    for line in lines[1:]:
+        line["digest"] = _digest(line, lines[0]["base"])
     text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
     return write_whole(Path(path), text)
 
@@ -91,17 +97,22 @@ def load_stored(path: str | Path) -> list[RunSummary]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming file and line, where it is not as it was written.
+        ValueError: naming file and line, where it is not as it was written: a run is missing,
+            stands there twice, or holds something else than its digest or its provenance says.
     """
     first, *rest = _read(Path(path))
     base = Config.from_dict(first["base"])
-    runs = []
+    runs: dict[str, RunSummary] = {}
     for number, line in enumerate(rest, start=2):
         try:
-            runs.append(_run_of(line, base))
+            _check(line, first["base"])
+            run = _run_of(line, base)
+            if run.name in runs:
+                raise ValueError(f"{run.name} stands in the file twice")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: expected a run ({error})") from error
-    return runs
+        runs[run.name] = run
+    return list(runs.values())
 
 
 def stored_left_out(path: str | Path) -> dict[str, str]:
@@ -133,6 +144,26 @@ def run_line(run: RunSummary, base: Config) -> dict[str, Any]:
         "seconds": run.curve.seconds.tolist(),
         "bits_per_byte": run.curve.bits_per_byte.tolist(),
     }
+
+
+def _digest(line: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits over all that a line says of a run, its own digest excepted."""
+    held = {key: value for key, value in line.items() if key != "digest"}
+    return hashlib.sha256(json.dumps([base, held], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check(line: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """Raise ValueError where a line contradicts itself.
+
+    The configuration is not hashed anew: it may name a corpus otherwise than the run did, and lack
+    fields that were added since.
+    """
+    found = _digest(line, base)
+    if line.get("digest", found) != found:
+        raise ValueError(f"its digest is {line['digest']}, that of what it holds {found}")
+    made_of, begun_as = (line[part].get("config_hash") for part in ("record", "provenance"))
+    if made_of and begun_as and made_of != begun_as:
+        raise ValueError(f"its record is of configuration {made_of}, its provenance of {begun_as}")
 
 
 def _run_of(line: Mapping[str, Any], base: Config) -> RunSummary:
