@@ -337,7 +337,7 @@ def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     assert "4 to do" in shown
     assert not runs.exists()
     assert strata("ablate", *options, "--only", "gpt*") == 0
-    assert {path.name for path in runs.iterdir()} == {"gpt3-seed3", "gpt3-seed4"}
+    assert {path.name for path in runs.glob("*-seed*")} == {"gpt3-seed3", "gpt3-seed4"}
     assert strata("ablate", *options) == 0
     assert {path.name for path in runs.glob("*-seed*")} == {
         "strata-seed3", "strata-seed4", "gpt3-seed3", "gpt3-seed4"
@@ -352,6 +352,10 @@ def test_ablating_trains_the_suite_and_prints_a_row_a_variant(
     assert [run.name for run in load_stored(tmp_path / "runs.jsonl")][:2] == [
         "gpt3-seed3", "gpt3-seed4"
     ]  # fmt: skip
+    two = f"files:{tmp_path}/a/text/*.txt held-out files:{tmp_path}/b/text/*.txt"
+    named = [*options, "--data.corpus", two, "--store", tmp_path / "two.jsonl"]
+    assert strata("ablate", *named) == 1
+    assert "by one name: rename a folder" in capsys.readouterr().err
     assert strata("ablate", *options, "--only", "gpt4") == 1
     assert "no variant 'gpt4'" in capsys.readouterr().err
     assert strata("ablate", "--seeds", "0", "--output", runs, suite) == 1

@@ -50,7 +50,8 @@ def ablate(
             more than so many bits per byte at as many tokens, after a third of it; 0 = none.
         output: The folder of the suite's runs; runs/SUITE/ablations if it is not given.
         store: Keep the finished runs in this one small file too (.jsonl), which chapter 5 and the
-            paper read. Folders of the corpus are called there by their last name.
+            paper read. Folders of the corpus are called there by their last name, in which no two
+            may agree.
     """
     import dataclasses
     import re
@@ -64,6 +65,12 @@ def ablate(
     changes = {name: value for name, (_, value) in asked.base.differences(wished).items()}
     asked = ablations.read_suite(suite, changes)
     asked = dataclasses.replace(asked, seeds=seeds or asked.seeds)
+    folders = set(re.findall(r"(?:files:|,)(/[^,:]*)/[^,/ ]*", asked.base.data.corpus))
+    places = {place: Path(place).name for place in folders}
+    if store is not None and len(set(places.values())) < len(places):
+        raise ValueError(
+            f"--store would call {' and '.join(sorted(places))} by one name: rename a folder"
+        )
     folder = default_run_dir(asked.name) / "ablations" if output is None else output
     for sentence in asked.left_out:
         print(sentence)
@@ -82,8 +89,6 @@ def ablate(
         raise
     _print_ablations(asked, folder, finished)
     if store is not None:
-        folders = re.findall(r"(?:files:|,)(/[^,:]*)/[^,/ ]*", asked.base.data.corpus)
-        places = {place: Path(place).name for place in folders}
         print(f"stored: {ablations.store_runs(folder, store, places=places)}")
 
 
