@@ -1,6 +1,8 @@
 """A prediction is written once, before its run, and held against the run that was meant."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,9 +136,33 @@ def test_the_hash_of_the_runs_is_that_of_the_stored_ones_and_changes_with_any_nu
     suite, runs, _ = grid
     stored = load_stored(store_runs(suite, tmp_path / "runs.jsonl"))
     assert hash_of(stored[::-1]) == hash_of(runs)
-    path = tmp_path / "runs.jsonl"
-    path.write_text(path.read_text().replace('"memory_bytes": 1004', '"memory_bytes": 1005', 1))
-    assert hash_of(load_stored(path)) != hash_of(runs)
+    assert hash_of([replace(stored[0], memory_bytes=1005), *stored[1:]]) != hash_of(runs)
+
+
+def test_the_hash_of_the_runs_does_not_depend_on_where_the_corpus_lies(tmp_path):
+    write_run(tmp_path / "suite", "strata", 0, {"data.corpus": "files:/home/me/*.txt"})
+    path = store_runs(tmp_path / "suite", tmp_path / "runs.jsonl", places={"/home/me": "texts"})
+    assert hash_of(load_stored(path)) == hash_of(load_suite(tmp_path / "suite"))
+
+
+def test_a_run_of_another_text_than_the_runs_behind_the_prediction_is_called_so(grid, tmp_path):
+    path = register_meant(tmp_path / "far.json", grid, tmp_path / "far-seed0")
+    assert read_prediction(path)["text"] == {"corpus": "cafe", "tokenizer": None}
+    run = summarise(write_run(tmp_path, "far", 0, MEANT))
+    assert check(path, run).same_configuration
+    elsewhere = replace(run, provenance={**run.provenance, "corpus": "dead"})
+    assert not check(path, elsewhere).same_configuration
+    runs = [*grid[1][:-1], replace(grid[1][-1], provenance=elsewhere.provenance)]
+    with pytest.raises(ValueError, match="have read different text"):
+        register_meant(tmp_path / "mixed.json", grid, tmp_path / "other-seed0", runs=runs)
+
+
+def test_the_prediction_of_the_repository_is_still_held_against_its_run():
+    paper = Path(__file__).parents[1] / "paper"
+    (run,) = load_stored(paper / "runs" / "prediction.jsonl")
+    found = check(paper / "predictions" / "scaling.json", run)
+    assert found.same_configuration
+    assert found.began_after
 
 
 def test_a_batch_that_grows_is_counted_as_it_is():

@@ -6,9 +6,9 @@
     check("predictions/micro-x10.json", summarise("runs/micro-x10-seed0"))
 
 The file says what run it is about, what is expected of it, and from what: the constants of the fit,
-the runs behind it by name with a hash over all that they hold. It is never replaced. That it was
-there before the run is for the repository's history to prove; dates and commits in it say where to
-look.
+the runs behind it by name with a hash over all that they hold, and the digests of the text and the
+tokenizer that they were made of. It is never replaced. That it was there before the run is for the
+repository's history to prove; dates and commits in it say where to look.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from strata.storage import write_whole
 from strata.training.folder import code_hash, code_version
 from strata.training.growth import batch_size_at
 
-FORMAT = "strata-prediction-1"
+FORMAT = "strata-prediction-2"
+# The same without `text`, and with a `runs_hash` in which the place of the corpus counted.
+FORMER = "strata-prediction-1"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class PredictionCheck:
 
     error_percent: of the measured loss above the predicted one, in percent of the measured.
     inside: whether the measured loss lies in the predicted interval.
-    same_configuration: whether the run is the registered one and was validated as it was to be.
+    same_configuration: whether the run is the registered one, was validated as it was to be and
+        read the text of the runs behind the prediction, as far as the file says which.
     began_after: whether the run began after the registration, by the clocks of both.
     """
 
@@ -84,8 +87,8 @@ def register(
 
     Raises:
         ValueError: if the prediction is registered already, the run has begun, `runs` are not what
-            was fitted, the fit has no law or no bootstrap to make an interval of, or the
-            configuration names a place that `places` does not.
+            was fitted or have read different text, the fit has no law or no bootstrap to make an
+            interval of, or the configuration names a place that `places` does not.
     """
     path, run_dir = Path(path), Path(run_dir)
     if path.exists():
@@ -95,6 +98,8 @@ def register(
     fitted = [(run.parameters, run.tokens, run.bits_per_byte) for run in runs]
     if fitted != list(zip(fit.parameters, fit.tokens, fit.losses, strict=True)):
         raise ValueError("the runs are not those of the fit, in its order: pass what was fitted")
+    if other := next((run.name for run in runs if _text(run) != _text(runs[0])), ""):
+        raise ValueError(f"{other} and {runs[0].name} have read different text: fit runs of one")
     parameters, tokens = count_parameters(config.model)["total"], tokens_of(config)
     expected = fit.predict_run(parameters, tokens, confidence)
     flops = tokens * flops_per_token(config.model)
@@ -129,6 +134,7 @@ def register(
         },
         "runs": [run.name for run in runs],
         "runs_hash": hash_of(runs),
+        "text": _text(runs[0]),
     }
     return write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
@@ -154,7 +160,8 @@ def check(path: str | Path, run: RunSummary) -> PredictionCheck:
         inside=predicted.low <= measured <= predicted.high,
         same_configuration=run.config_hash == held["config_hash"]
         and run.config.training.validation_sequences == asked
-        and run.tokens == held["tokens"],
+        and run.tokens == held["tokens"]
+        and _text(run) == held.get("text", _text(run)),
         began_after=began >= registered,
     )
 
@@ -168,7 +175,7 @@ def read_prediction(path: str | Path) -> dict[str, Any]:
         held = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
+    if not isinstance(held, dict) or held.get("format") not in (FORMAT, FORMER):
         raise ValueError(f'{path}: expected a registered prediction, "format": "{FORMAT}"')
     return held
 
@@ -183,8 +190,16 @@ def tokens_of(config: Config) -> int:
 def hash_of(runs: Sequence[RunSummary]) -> str:
     """16 hexadecimal digits over all that some runs hold, whatever their order.
 
-    Of the runs as they are in their folders and as they are stored it is the same, unless a path
-    was given another name.
+    Of the runs as they are in their folders and as they are stored it is the same: where a corpus
+    lies does not count, and what it holds stands in the runs' provenance.
     """
-    lines = sorted(json.dumps(run_line(run, Config()), sort_keys=True) for run in runs)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    lines = [run_line(run, Config()) for run in runs]
+    for line in lines:
+        line["changes"].pop("data.corpus", None)
+    texts = sorted(json.dumps(line, sort_keys=True) for line in lines)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _text(run: RunSummary) -> dict[str, Any]:
+    """Digests of the corpus and the tokenizer of a run, None where it does not say."""
+    return {name: run.provenance.get(name) for name in ("corpus", "tokenizer")}
