@@ -100,6 +100,12 @@ def test_gpt3s_loss_equivalent_is_that_of_the_baselines_own_fit(noisy):
     assert "the baseline's fit does not bear it" in refused.refusal
 
 
+def test_the_two_bootstraps_are_combined_as_independent_ones(noisy):
+    turned = replace(noisy, samples=noisy.samples[::-1])
+    one, other = (reach_gpt3(noisy, baseline, **MACHINE) for baseline in (noisy, turned))
+    assert one == other
+
+
 @pytest.mark.parametrize("wrong", [{"flops_per_second": 0.0}, {"utilisation": 40.0}])
 def test_a_machine_that_is_none_is_refused(noisy, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

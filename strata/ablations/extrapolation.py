@@ -73,7 +73,7 @@ def reach(
     """
     machine = _rate(flops_per_second, utilisation)
     known = Interval(target, target, target, confidence, fit.n_runs)
-    return _reach(fit, known, [target] * len(fit.samples), machine, flops_per_parameter)
+    return _reach(fit, known, [target], machine, flops_per_parameter)
 
 
 def reach_gpt3(
@@ -91,8 +91,9 @@ def reach_gpt3(
         fit: of the recipe that is asked about.
         baseline: of GPT-3's recipe, on the same text and tokenizer.
 
-    The intervals hold the doubt of both fits: each law of one bootstrap answers for the loss by one
-    law of the other. Refused also where the baseline's fit does not bear extrapolation.
+    The intervals hold the doubt of both fits: each law of one bootstrap answers for the loss by
+    each law of the other, so that what the two drew alike does not count. Refused also where the
+    baseline's fit does not bear extrapolation.
     """
     machine = _rate(flops_per_second, utilisation)
     found = {}
@@ -124,14 +125,14 @@ def _reach(
     cautions = tuple(dict.fromkeys((*fit.problems, *cautions)))
     if fit.law is None or fit.undetermined:
         return _refused(target, away, cautions, "; ".join(fit.undetermined))
-    parameters, tokens = fit.law.cheapest(target.estimate)
+    parameters, tokens = map(float, fit.law.cheapest(target.estimate))
     if not np.isfinite(parameters):
         return _refused(
             target, away, cautions, f"the fit's irreducible loss, {fit.law.E:.4g}, is not below it"
         )
-    pairs = zip(fit.samples, losses, strict=False)
-    samples = np.array([law.cheapest(loss) for law, loss in pairs]).reshape(-1, 2)
-    flops = flops_per_parameter * samples.prod(axis=1)  # (samples,)
+    answers = [np.stack(law.cheapest(losses)) for law in fit.samples]  # each (2, losses)
+    sizes, lengths = np.hstack(answers) if answers else np.empty((2, 0))  # each (laws × losses,)
+    flops = flops_per_parameter * sizes * lengths
 
     def interval(estimate: float, values: FloatArray) -> Interval:
         if not len(values):
@@ -145,8 +146,8 @@ def _reach(
     needed = flops_per_parameter * parameters * tokens
     return Reach(
         target=target,
-        parameters=interval(parameters, samples[:, 0]),
-        tokens=interval(tokens, samples[:, 1]),
+        parameters=interval(parameters, sizes),
+        tokens=interval(tokens, lengths),
         flops=interval(needed, flops),
         gpu_hours=interval(needed / machine / 3600, flops / machine / 3600),
         decades_beyond=max(away, _decades(fit, parameters, tokens)),

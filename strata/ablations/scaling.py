@@ -59,22 +59,19 @@ class ScalingLaw:
         parameters = ratio * product ** (self.beta / (self.alpha + self.beta))
         return parameters, product / parameters
 
-    def cheapest(self, loss: float) -> tuple[float, float]:
+    def cheapest(self, loss: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Parameters and tokens of least compute that reach `loss`; infinite where none do.
 
         By the same condition as `optimum`: of the excess over E, A / N^α is the share
         β / (α + β).
         """
-        excess = np.float64(loss - self.E)
-        if not excess > 0:
-            return np.inf, np.inf
+        excess = np.asarray(loss, dtype=np.float64) - self.E
         by_size = excess * self.beta / (self.alpha + self.beta)
         with np.errstate(all="ignore"):  # a law that the runs leave open may be of any steepness
             parameters = (self.A / by_size) ** (1 / self.alpha)
             tokens = (self.B / (excess - by_size)) ** (1 / self.beta)
-        if not np.isfinite(parameters * tokens):
-            return np.inf, np.inf
-        return float(parameters), float(tokens)
+            reached = (excess > 0) & np.isfinite(parameters * tokens)
+        return np.where(reached, parameters, np.inf), np.where(reached, tokens, np.inf)
 
 
 # Published fits, in nats per token of DeepMind's tokenizer on MassiveText. The first as printed
