@@ -132,13 +132,15 @@ def compare_pairs(
     n − 1 differences. With three seeds these are two degrees of freedom, and a difference has to
     exceed 4.3 standard errors that are themselves uncertain by half.
 
-    variance="pooled" takes all runs of `losses` for one experiment in randomised blocks (Fisher
-    1935, The Design of Experiments; Montgomery, Design and Analysis of Experiments, chapter 4):
+    variance="pooled" takes the runs of a base and of all variants beside it for one experiment in
+    randomised blocks (Fisher 1935, The Design of Experiments; Montgomery, Design and Analysis of
+    Experiments, chapter 4):
     ℓ(variant, seed) = μ(variant) + a(seed) + e, e normal with one variance for all, fitted by least
-    squares. With V variants of S seeds the variance has (V − 1)(S − 1) degrees of freedom. The
-    price is the assumption: a variant whose runs scatter more than the others' gets too narrow an
-    interval, the others too wide ones. Missing runs are allowed; a difference is then the one of
-    the fit. For two variants both ways are one.
+    squares. With V variants of S seeds, the base among them, the variance has (V − 1)(S − 1)
+    degrees of freedom. Pairs of another base are another experiment, since recipes differ in their
+    noise. The price is the assumption: a variant whose runs scatter more than the others' gets too
+    narrow an interval, the others too wide ones. Missing runs are allowed; a difference is then the
+    one of the fit. For two variants both ways are one.
 
     With one common seed a paired difference concludes nothing: p = 1; so does a pooled one where
     no other runs are left to estimate the variance from.
@@ -148,12 +150,19 @@ def compare_pairs(
     for name in {name for pair in pairs for name in pair}:
         if not losses.get(name):
             raise ValueError(f"{name!r} has no runs; there are {', '.join(losses) or 'none'}")
-    fit = _TwoWay.of(losses) if variance == "pooled" else None
+    beside: dict[str, list[str]] = {}
+    for name, base in pairs:
+        beside.setdefault(base, [base]).append(name)
+    fits = {
+        base: _TwoWay.of({name: losses[name] for name in names})
+        for base, names in beside.items()
+        if variance == "pooled"
+    }
     rows = []
     for name, base in pairs:
         seeds, differences = _paired_differences(name, losses[name], base, losses[base])
-        if fit is not None:
-            difference, error, degrees = fit.difference(name, base)
+        if base in fits:
+            difference, error, degrees = fits[base].difference(name, base)
         else:
             difference, degrees = float(differences.mean()), len(seeds) - 1
             error = _standard_error(differences) if degrees else np.inf

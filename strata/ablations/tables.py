@@ -3,7 +3,8 @@
 Two directions tell it. *Left out*: the full recipe without the ingredient beside the full recipe.
 *Added*: the baseline with the ingredient beside the baseline. An ingredient that is worth much
 alone and little in company does the work of another. All rows are one family of comparisons, so
-Holm's correction goes over both directions.
+Holm's correction goes over both directions; the variance is pooled within each, since the noise of
+one recipe is not that of the other.
 
 However a row was made, a positive gain and a multiplier above one speak for the ingredient.
 """
@@ -74,7 +75,7 @@ def ingredient_table(
         full, left_out: the full recipe, and the variants that lack one ingredient of it.
         baseline, added: the other recipe, and the variants that have one ingredient more.
         fits: scaling fits of `full` and `baseline` by their name, for the parameter multipliers.
-        variance: as for `compare_pairs`; the pooled one is that of all variants of the table.
+        variance: as for `compare_pairs`; the pooled one is that of a direction's variants.
 
     Raises:
         ValueError: if a variant has no runs or shares no seed with its base, or the runs of a
