@@ -188,6 +188,8 @@ def strings_in(record: object) -> Iterator[str]:
 def write(output: Path, rows: dict[str, list[dict[str, str]]]) -> None:
     """The Parquet files: first all of them under other names, then in place of what was there.
 
+    Only what would be mixed up with them, of another number of files, is removed before that.
+
     Raises:
         ValueError: nothing is left to write.
     """
@@ -209,7 +211,8 @@ def write(output: Path, rows: dict[str, list[dict[str, str]]]) -> None:
             written[path] = temporary_beside(path)
             table = pa.Table.from_pylist(documents, SCHEMA)
             pq.write_table(table, written[path], compression="zstd", compression_level=12)
-        for old in [*output.glob("train-*.parquet"), *output.glob("validation.parquet")]:
+        held = {*output.glob("train-*.parquet"), *output.glob("validation.parquet")}
+        for old in held - written.keys():
             old.unlink()
         for path, temporary in written.items():
             temporary.replace(path)
