@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from strata.ablations.analysis import FloatArray, Interval, check_confidence, mean_interval
+from strata.ablations.analysis import FloatArray, Interval, mean_interval
 
 Axis = Literal["flops", "tokens", "seconds"]
 Count = Literal["parameters", "body_parameters"]
@@ -146,8 +146,6 @@ def compute_multiplier(
     target: float | None = None,
     axis: Axis = "flops",
     confidence: float = 0.95,
-    method: Literal["t", "bootstrap"] = "t",
-    bootstrap_samples: int = 2_000,
 ) -> Multiplier:
     """Ratio of the costs, baseline over candidate, at which both reach the same loss.
 
@@ -163,9 +161,8 @@ def compute_multiplier(
     With a `target`, for example the candidate's final loss, the baseline may never have reached
     it; the answer is then a bound (`Multiplier.bound`), "at least ×k", over its last cost.
 
-    **Interval.** Over the seeds that both have, on the logarithm of the ratio: Student's t, or
-    with method="bootstrap" the percentiles of resampled seeds. With three seeds the bootstrap
-    knows ten different samples and comes out much too narrow; prefer it from about ten seeds on.
+    **Interval.** Student's t over the seeds that both have, on the logarithm of the ratio. (A
+    bootstrap of three seeds knows ten different samples and comes out much too narrow.)
 
     Raises ValueError without common seeds, and where neither run says anything of the target
     (both never reached it, or both started there or below).
@@ -177,8 +174,7 @@ def compute_multiplier(
         lambda curve: float(curve.bits_per_byte[-1]),
         lambda curve, loss: cost_to_reach(curve, loss, axis),
     )
-    samples = bootstrap_samples if method == "bootstrap" else 0
-    return _multiplier(found, axis, confidence, samples)
+    return _multiplier(found, axis, confidence)
 
 
 def parameter_multiplier(
@@ -242,18 +238,11 @@ def _by_seed(
     return found
 
 
-def _multiplier(
-    found: Mapping[int, _Ratio], axis: Axis | Count, confidence: float, samples: int = 0
-) -> Multiplier:
-    """The seeds' ratios taken together; by Student's t, or by so many samples of a bootstrap."""
-    check_confidence(confidence)
+def _multiplier(found: Mapping[int, _Ratio], axis: Axis | Count, confidence: float) -> Multiplier:
+    """The seeds' ratios taken together."""
     logs = np.log([ratio.value for ratio in found.values()])
-    if samples:
-        interval = _bootstrap_mean(logs, confidence, samples)
-    else:
-        interval = mean_interval(logs, confidence)
     return Multiplier(
-        interval=interval.exp(),
+        interval=mean_interval(logs, confidence).exp(),
         bound=_bound_over_seeds([ratio.bound for ratio in found.values()]),
         axis=axis,
         target=float(np.mean([ratio.target for ratio in found.values()])),
@@ -282,11 +271,3 @@ def _bound_over_seeds(bounds: Sequence[Bound]) -> Bound:
     if len(kinds) == 2:
         raise ValueError("some seeds bound the multiplier from below and others from above")
     return kinds.pop() if kinds else "exact"
-
-
-def _bootstrap_mean(values: FloatArray, confidence: float, samples: int) -> Interval:
-    generator = np.random.default_rng(0)
-    picks = generator.integers(0, values.size, size=(samples, values.size))
-    means = values[picks].mean(axis=1)  # (samples,)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.mean()), float(low), float(high), confidence, values.size)
