@@ -147,6 +147,8 @@ def test_a_published_article_has_nothing_to_mend(root: Path) -> None:
         ("It counts", "The run \\runLos{} counts", "\\runLos is not defined"),
         ("\\title{", "\\newcommand{\\runLoss}{1.4}\\title{", "\\runLoss holds a result"),
         ("\\title{", "\\def\\best{1.4}\\title{", "\\best holds a result"),
+        ("\\title{", "\\gdef\\best{1.4}\\title{", "\\best holds a result"),
+        ("\\title{", "\\DeclareMathOperator{\\best}{1.4}\\title{", "\\best holds a result"),
         ("as in \\cref{fig:curve}", "as in \\cref{fig:other}", "a reference to fig:other"),
         ("\\label{sec:results}", "\\label{fig:curve}", "the label fig:curve is set 2 times"),
         ("\\citet{knuth1984literate}", "\\citet{knuth1984literate,knuth}", "a citation of knuth,"),
@@ -189,6 +191,9 @@ def test_a_part_of_the_text_in_a_file_of_its_own_is_looked_at(root: Path) -> Non
         ("$3$, $n = 2$, $-4$, $\\approx 5$, $6 \\times n$, $7.5 n$, $n = -8$, $9\\,\\mathrm{s}$",
          ["3", "2", "4", "5", "6", "7.5", "8", "9"]),
         ("\\textbf{11} and \\emph{12th}", ["11", "12"]),
+        ("$x \\text{17}$, $17 \\text{ times}$, $n_1 \\mathrm{18}$", ["17", "17", "18"]),
+        ("1{.}7, $1{,}700 x$ and $\\frac{17}{10}$", ["1{.}7", "1{,}700", "17", "10"]),
+        ("\\href{https://a.b/1}{19} and \\fixed{20}{ }", ["19", "20"]),
     ],
 )  # fmt: skip
 def test_what_counts_as_a_typed_number(tmp_path: Path, text: str, numbers: list[str]) -> None:

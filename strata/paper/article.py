@@ -14,7 +14,8 @@ that do not state a result:
 - in displayed equations, which define what is computed;
 - in formulas between dollars, where they belong to an expression with variables: exponents and
   indices, and whole numbers in the sense of `1 - \beta` or `d/2`. A decimal, a number beside a
-  relation, a `\times` or a `\pm`, and a formula of digits alone are results, and not allowed;
+  relation, a `\times`, a `\pm` or words (`\text{...}`), and a formula of digits alone are results,
+  and not allowed;
 - in `\fixed{13}{where it is from}`, for a number that no run computes: a definition, or what
   others published. Its source is obligatory and is printed in the appendix on provenance.
 
@@ -156,20 +157,24 @@ def _lines(folder: Path, file: str, files: list[str]) -> Iterator[tuple[Place, s
 # --- Typed numbers -------------------------------------------------------------------------------
 
 
+_NUMBER = r"\d(?:(?:[\d.,]|\{[.,]\})*\d)?"  # `1{.}7` prints as 1.7 does
+
+
 def typed_numbers(article: Article) -> list[Found]:
     """The numbers typed in results sections that are none of what the module's opening allows."""
     masked = _mask(article.text)
     return [
         Found(number[0], article.place(start + number.start()))
         for start, end in _results_sections(article.text)
-        for number in re.finditer(r"\d(?:[\d.,]*\d)?", masked[start:end])
+        for number in re.finditer(_NUMBER, masked[start:end])
     ]
 
 
 def hand_made_numbers(article: Article) -> list[Found]:
     r"""Macros that the source defines to a number: the ways around `\run...` and `\fixed`."""
     defined = (
-        r"\\(?:(?:re|provide)?newcommand\*?|DeclareRobustCommand|def|let)\s*\{?\\([A-Za-z]+)\}?"
+        r"\\(?:(?:re|provide)?newcommand\*?|Declare(?:RobustCommand|MathOperator\*?)|[gex]?def|let)"
+        r"\s*\{?\\([A-Za-z]+)\}?"
     )
     found = []
     for match in re.finditer(defined, article.text):
@@ -197,7 +202,8 @@ def _results_sections(text: str) -> Iterator[tuple[int, int]]:
 _DISPLAYED = r"\\begin\{(equation|align|gather|multline)(\*?)\}.*?\\end\{\1\2\}|\\\[.*?\\\]"
 _NAMING = (  # commands whose arguments are names or lengths, and are not printed as they stand
     r"\\(?:label|[cC]?ref|(?:page|eq|auto|name)ref|cite\w*|input|include|includegraphics|url|code"
-    r"|[vh]space|setlength|addtolength|bibliography(?:style)?|href)\*?(?:\[[^]]*\])*(?:\{[^{}]*\})+"
+    r"|[vh]space|setlength|addtolength|bibliography(?:style)?)\*?(?:\[[^]]*\])*(?:\{[^{}]*\})+"
+    r"|\\href\s*\{[^{}]*\}"
     r"|\\begin\{(?:tabular|tabularx|longtable|minipage|multicols)\*?\}"
     r"(?:\[[^]]*\]|\{(?:[^{}]|\{[^{}]*\})*\})*"
     r"|\\\\\[[^]]*\]"
@@ -214,12 +220,17 @@ def _mask(text: str) -> str:
 
     for match in reversed(list(re.finditer(r"\\fixed\s*(?=\{)", text))):
         end = _closing(text, match.end())
-        end = _closing(text, end) if text[end : end + 1] == "{" else end
+        source, end = end, _closing(text, end) if text[end : end + 1] == "{" else end
+        if not text[source + 1 : end - 1].strip():
+            continue  # a number without a source
         text = text[: match.start()] + re.sub(r"\S", " ", text[match.start() : end]) + text[end:]
     text = re.sub(_DISPLAYED, blank, text, flags=re.DOTALL)
     text = re.sub(_NAMING, blank, text)
     text = re.sub(r"(?<!\\)\$([^$]*)(?<!\\)\$|\\\((.*?)\\\)", _mask_formula, text, flags=re.DOTALL)
     return re.sub(_NAME, blank, text)
+
+
+_LAYOUT = r"\\(?:left|right|[dt]?frac|sqrt|q?quad)"  # no symbols, though words like them
 
 
 def _mask_formula(match: re.Match[str]) -> str:
@@ -233,12 +244,13 @@ def _mask_formula(match: re.Match[str]) -> str:
     # what a number is said to be: nothing of this kind is part of an expression
     relation = r"\\(?:times|cdot|pm|approx|sim|simeq|le|ge|leq|geq|ll|gg|equiv|in|to)\b"
     relation += r"|\\[,;:! ]|[=<>,;~]"
+    relation += r"|\\(?:text\w*|mbox|hbox|math(?:rm|bf|it|sf|tt))\s*\{[^{}]*\}"  # words and units
     inner = formula.strip("$").removeprefix(r"\(").removesuffix(r"\)")
-    tokens = list(re.finditer(rf"{relation}|\\[A-Za-z]+|\d[\d.,]*\d|\S", inner))
+    tokens = list(re.finditer(rf"{relation}|\\[A-Za-z]+|{_NUMBER}|\S", inner))
     kinds = ["relation" if re.fullmatch(relation, token[0])
              else "number" if token[0][0].isdigit()
              else "sign" if token[0] in "+-"
-             else "symbol" if token[0][-1].isalpha() and token[0] not in (r"\left", r"\right")
+             else "symbol" if token[0][-1].isalpha() and not re.fullmatch(_LAYOUT, token[0])
              else "other" for token in tokens]  # fmt: skip
     shift = formula.index(inner)
     for i, token in enumerate(tokens):
