@@ -23,7 +23,8 @@ take the repositories from elsewhere (a mirror, a folder), tell git, not this sc
 
 The corpus is made again by the same rules as the one that the results were trained on, by other
 code, so it has the same works and split but not the same bytes; `--check` measures how near it
-comes. scripts/english.md holds what was measured.
+comes. Measured so, of two sources: 3,418 of 3,424 articles of the encyclopedia, 97.2 MB where there
+were 96.4; all 193 books, 2,146 of their 2,202 parts, 78.1 MB in either.
 """
 
 from __future__ import annotations
