@@ -236,7 +236,8 @@ def fit_scaling_law(
 
 
 def _percentiles(estimate: float, values: list[float], confidence: float, n: int) -> Interval:
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    with np.errstate(invalid="ignore"):  # between two infinities there is no number
+        low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate, float(low), float(high), confidence, n)
 
 
