@@ -3,7 +3,7 @@
 `run_workbook` executes `notebooks/0*.ipynb` through papermill. The executed copies go to
 `<run>/notebooks/`, with `stamps.json` beside them: for each notebook a digest of all that its
 outputs depend on (its own cells and the code of the chapters before it, the sources of this
-package, the parameters, the inputs) and the time it took. A notebook whose digest still holds is
+package, the parameters, the inputs, the stored runs where it reads them) and the time it took. A notebook whose digest still holds is
 skipped, so that a second run takes seconds and one that failed continues where it stopped; inside
 a notebook, what an earlier attempt finished is loaded from the run folder.
 
@@ -159,24 +159,27 @@ def digest_notebooks(paths: list[Path], parameters: Mapping[str, str]) -> dict[s
     """For each notebook, in order, a hash of all that its outputs depend on."""
     # Not the run's folder, which the stamps move with.
     chosen = {name: value for name, value in parameters.items() if name != "run_dir"}
-    shared = [_sources(), chosen, _inputs(parameters["corpus"])]
+    package = _hashes(Path(__file__).parent, ".py", ".npz", ".toml")
+    shared = [package, chosen, _inputs(parameters["corpus"])]
     digests: dict[str, str] = {}
     code_before: list[list[str]] = []
     for path in paths:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-        digests[path.stem] = _hash([shared, code_before, texts])
-        code_before.append([text for kind, text in texts if kind == "code"])
+        code = [text for kind, text in texts if kind == "code"]
+        reads_stored = any("load_stored" in text for text in code)
+        stored = _hashes(REPOSITORY / "paper" / "runs", ".jsonl", ".json") if reads_stored else {}
+        digests[path.stem] = _hash([shared, code_before, texts, stored])
+        code_before.append(code)
     return digests
 
 
-def _sources() -> dict[str, str]:
-    """Hashes of the files of this package, tables included, by name."""
-    package = Path(__file__).parent
+def _hashes(folder: Path, *suffixes: str) -> dict[str, str]:
+    """Hashes of the files in a folder with these suffixes, by name."""
     return {
-        path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(package.rglob("*"))
-        if path.suffix in (".py", ".npz", ".toml")
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in suffixes
     }
 
 

@@ -95,6 +95,24 @@ def test_digest_follows_cells_earlier_code_and_corpus_files(tmp_path: Path) -> N
     assert digest_notebooks(paths, parameters)["01_a"] != after["01_a"]
 
 
+def test_digest_follows_stored_runs_where_a_chapter_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strata import workbook
+
+    monkeypatch.setattr(workbook, "REPOSITORY", tmp_path)
+    stored = tmp_path / "paper" / "runs" / "micro.jsonl"
+    stored.parent.mkdir(parents=True)
+    paths = [tmp_path / "01_a.ipynb", tmp_path / "02_b.ipynb"]
+    write_notebook(paths[0], "print(1)")
+    write_notebook(paths[1], "load_stored")
+    parameters = {"preset": "nano", "corpus": "installed", "run_dir": "here"}
+    before = workbook.digest_notebooks(paths, parameters)
+    stored.write_text("{}")
+    after = workbook.digest_notebooks(paths, parameters)
+    assert (after["01_a"] == before["01_a"], after["02_b"] == before["02_b"]) == (True, False)
+
+
 def test_a_relative_corpus_reaches_the_kernels_as_seen_from_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
