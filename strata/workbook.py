@@ -3,9 +3,10 @@
 `run_workbook` executes `notebooks/0*.ipynb` through papermill. The executed copies go to
 `<run>/notebooks/`, with `stamps.json` beside them: for each notebook a digest of all that its
 outputs depend on (its own cells and the code of the chapters before it, the sources of this
-package, the parameters, the inputs, the stored runs where it reads them) and the time it took. A notebook whose digest still holds is
-skipped, so that a second run takes seconds and one that failed continues where it stopped; inside
-a notebook, what an earlier attempt finished is loaded from the run folder.
+package, the parameters, the inputs, the stored runs if it reads them) and the time it took. A
+notebook whose digest still holds is skipped, so that a second run takes seconds and one that
+failed continues where it stopped; inside a notebook, what an earlier attempt finished is loaded
+from the run folder.
 
 `begin_chapter` is the other end: what every notebook calls in its first code cell, whether it was
 opened by a reader, by papermill or by the tests.
